@@ -168,7 +168,9 @@ def join_replies(
         )
     }
 
-    def add(view: TokenizedDialogue, start: int, stop: int, segment: int, prefix: int, reply: int):
+    def add(
+        view: TokenizedDialogue, start: int, stop: int, segment: int, prefix: int, reply: int
+    ) -> None:
         in_loss = view.loss_mask[start + 1 : stop + 1] & (reply >= 0)
         size = stop - start
         arrays["tokens"].append(view.tokens[start:stop])
@@ -189,7 +191,7 @@ def join_replies(
     joined = {name: np.concatenate(parts) for name, parts in arrays.items()}
     prefix_ids, reply_ids = joined.pop("prefix_ids"), joined.pop("reply_ids")
     return Example(
-        **joined,  # type: ignore[arg-type]
+        **joined,
         chunks=chunks,
         pair=PairTargets(
             prefix_ids=prefix_ids,

@@ -32,6 +32,7 @@ from stepaudio_jax.storage import folder_is_here
 from stepaudio_jax.tpu_compiler import TPU_ENVIRONMENT
 from stepaudio_jax.training import abstract_train_state, make_stage_step
 from stepaudio_jax.training.initial_weights import initial_adapter
+from stepaudio_jax.training.reference_logprobs import ReferenceLogprobs
 from stepaudio_jax.training.teacher import TeacherDef, define_teacher, teacher_shardings
 
 Effort = Literal["quick", "full"]
@@ -121,7 +122,7 @@ def compile_train_step(
         state = start.abstract
         pair_format = None
         if isinstance(stage.objective, Preference):
-            stored = [] if stage.objective.precompute_reference else None
+            stored: ReferenceLogprobs | None = [] if stage.objective.precompute_reference else None
             shares_prompt = supports_shared_prefix(
                 config.compute, stage.objective.replies_per_record
             )
@@ -131,7 +132,8 @@ def compile_train_step(
         batch = jax.tree.map(
             lambda leaf: abstract_array(leaf, rows), abstract_batch(stage.data.batch_size, shape)
         )
-        teacher_def, arguments = None, (state, batch)
+        teacher_def = None
+        arguments: tuple[Any, ...] = (state, batch)
         if isinstance(stage.objective, Distillation):
             teacher_def = define_teacher(config, stage.objective.teacher, config.model)
             arguments += (_abstract_teacher(config, teacher_def, mesh),)

@@ -289,7 +289,8 @@ def _score(returned: object, name: str, rollout: Rollout) -> float:
     score: Any = returned
     if hasattr(score, "item") and getattr(score, "shape", None) == ():  # an array of no dimensions
         score = score.item()
-    if not isinstance(score, numbers.Real) or not -_TOLERANCE <= score <= 1 + _TOLERANCE:
+    is_number = isinstance(score, numbers.Real)
+    if not is_number or not -_TOLERANCE <= score <= 1 + _TOLERANCE:
         raise DataError(
             f"{_verifier_place(name, rollout)} returned {reprlib.repr(returned)}; it must return "
             "True or False, or a number from 0 to 1",

@@ -116,7 +116,7 @@ def _token_sums(
     teacher_hidden, _ = forward(teacher_model, None, batch)
     kernel = model.decoder.lm_head_kernel()
     teacher_kernel = teacher_model.decoder.lm_head_kernel()
-    chunks = {"chunks": compute.loss_chunks, "rules": compute.rules}
+    chunks, rules = compute.loss_chunks, compute.rules
 
     def divergence(hidden: jax.Array, kernel: jax.Array, beta: float) -> jax.Array:
         return chunked_divergence(
@@ -126,10 +126,13 @@ def _token_sums(
             teacher_kernel,
             beta=beta,
             temperature=objective.temperature,
-            **chunks,
+            chunks=chunks,
+            rules=rules,
         )
 
-    logprobs, _ = chunked_logprobs(hidden, kernel, jnp.asarray(batch.targets), **chunks)
+    logprobs, _ = chunked_logprobs(
+        hidden, kernel, jnp.asarray(batch.targets), chunks=chunks, rules=rules
+    )
     trained = divergence(hidden, kernel, objective.beta)
     kl = trained
     if objective.beta > 0:
