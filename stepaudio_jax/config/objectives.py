@@ -20,7 +20,7 @@ from stepaudio_jax.config.rewards import JudgeConfig, RewardConfig
 from stepaudio_jax.errors import ConfigError
 
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
-AdvantageEstimator = Literal["rloo", "grpo", "dr_grpo", "reinforce", "gae"]
+AdvantageEstimator = Literal["rloo", "grpo", "dr_grpo", "reinforce", "gae", "dpo"]
 
 # Below this temperature sampling is almost greedy, and logits divided by much less overflow.
 MIN_TEMPERATURE = 0.01
@@ -151,8 +151,10 @@ class PolicyGradient:
     # What replies are worth, by source; at least one, unless there is a teacher.
     rewards: tuple[RewardConfig, ...] = ()
     judge: JudgeConfig = JudgeConfig()  # the judge of rewards with a judge_weight
-    # "gae" trains a value head; the others compare the replies to one prompt.
+    # "gae" trains a value head; the others compare the replies to one prompt. "dpo" is online DPO:
+    # the best and the worst of them by their rewards are a pair.
     advantage_estimator: AdvantageEstimator = "rloo"
+    dpo_beta: float = 0.1  # beta of "dpo"
     gamma: float = 1.0  # discount of "gae"
     gae_lambda: float = 1.0  # lambda of "gae"
     # Whether the value head's loss reaches the policy's decoder.
@@ -216,13 +218,13 @@ class PolicyGradient:
 
     @property
     def needs_reference_params(self) -> bool:
-        """Returns whether the policy at the start of the stage is kept, for the KL to it."""
-        return self.kl_coef > 0 and self.teacher is None
+        """Returns whether the policy at the start of the stage is kept."""
+        return self.has_reference and self.teacher is None
 
     @property
     def has_reference(self) -> bool:
-        """Returns whether there is a KL to a reference policy, or to a teacher."""
-        return self.kl_coef > 0
+        """Returns whether the policy is compared with a reference policy, or with a teacher."""
+        return self.kl_coef > 0 or self.advantage_estimator == "dpo"
 
     @property
     def refreshes_reference(self) -> bool:
@@ -237,7 +239,7 @@ class PolicyGradient:
         later updates need them beforehand.
         """
         return (
-            self.advantage_estimator == "gae"
+            self.advantage_estimator in ("gae", "dpo")
             or self.kl_placement == "reward"
             or self.updates_per_step > 1
         )
@@ -269,6 +271,18 @@ class PolicyGradient:
                 )
         check_not_negative(self, "kl_coef", "value_coef", "entropy_coef")
         check_not_negative(self, "reference_refresh_steps", "max_refills")
+        check_positive(self, "dpo_beta")
+        if self.advantage_estimator == "dpo":
+            if self.aggregation != "sequence_sum" or self.updates_per_step > 1:
+                raise ConfigError(
+                    "advantage_estimator='dpo' needs aggregation='sequence_sum', epochs=1 and "
+                    "minibatches=1: its loss is of whole pairs of the policy's present replies"
+                )
+        elif self.dpo_beta != 0.1:
+            raise ConfigError(
+                f"dpo_beta={self.dpo_beta} is for advantage_estimator='dpo', and it is "
+                f"{self.advantage_estimator!r}: leave it out"
+            )
         if self.policy_loss == "cispo":
             for name, plain in (("ratio_level", "token"), ("dual_clip", None)):
                 if getattr(self, name) != plain:
@@ -278,7 +292,7 @@ class PolicyGradient:
                     )
         check_not_empty(self, "teacher")
         expand_paths(self, "teacher")
-        if self.teacher is not None and not self.kl_coef:
+        if self.teacher is not None and not self.has_reference:
             raise ConfigError(
                 f"teacher={self.teacher!r} needs kl_coef above 0: without it nothing is learnt from"
                 " the teacher"
@@ -288,7 +302,7 @@ class PolicyGradient:
                 f"reference_refresh_steps={self.reference_refresh_steps} refreshes the reference "
                 f"policy, and teacher={self.teacher!r} stands for it: give one of them"
             )
-        if self.reference_refresh_steps and not self.kl_coef:
+        if self.reference_refresh_steps and not self.has_reference:
             raise ConfigError(
                 f"reference_refresh_steps={self.reference_refresh_steps} needs kl_coef above 0: "
                 "without it there is no reference policy"

@@ -68,6 +68,7 @@ def test_the_entropy_bonus_keeps_entropy(tmp_path, prompts):
     [
         {"ratio_level": "sequence", "aggregation": "sequence_mean", "epochs": 2},
         {"policy_loss": "cispo", "epochs": 2, "mask_truncated": True},
+        {"advantage_estimator": "dpo", "aggregation": "sequence_sum", "kl_coef": 0.0},
         {
             "max_importance_weight": 1.5,
             "min_importance_weight": 0.5,
@@ -75,7 +76,7 @@ def test_the_entropy_bonus_keeps_entropy(tmp_path, prompts):
             "importance_outside": "mask",
         },
     ],
-    ids=["gspo", "cispo", "bounds"],
+    ids=["gspo", "cispo", "online_dpo", "bounds"],
 )
 def test_forms_of_the_loss_run(tmp_path, prompts, policy):
     after, lines = run_stage(stage_config(tmp_path, prompts, steps=2, policy=policy))
