@@ -47,6 +47,7 @@ from stepaudio_jax.rl.metrics import (
 from stepaudio_jax.rl.packing import Minibatch, PackedRollouts, RolloutBatch
 from stepaudio_jax.rl.policy_update import PolicyTargets, PolicyUpdate, make_targets
 from stepaudio_jax.rl.prompts import PromptExample, PromptStream
+from stepaudio_jax.rl.refills import DrawnRollouts, replace_prompts
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, generate_rollouts
 from stepaudio_jax.rl.teacher import TeacherScorer
@@ -343,7 +344,7 @@ class PolicyIteration:
             others = self._draw(
                 params, self._refills, index, step, timer, refill=refill + 1, count=outside.size
             )
-            drawn = _replace_prompts(drawn, outside, others)
+            drawn = replace_prompts(drawn, outside, others)
             metrics["refilled_prompts"] = metrics.get("refilled_prompts", 0.0) + outside.size
         del params
         examples, features = drawn.examples, drawn.features
@@ -414,7 +415,7 @@ class PolicyIteration:
         *,
         refill: int = 0,
         count: int | None = None,
-    ) -> "_DrawnRollouts":
+    ) -> DrawnRollouts:
         """Draws prompts, generates their rollouts and computes the rewards.
 
         Args:
@@ -433,7 +434,7 @@ class PolicyIteration:
             rollouts = self.generate_rollouts(params, examples, features, step, refill=refill)
         with timer.phase("reward"):
             rewards = self._compute_rewards(rollouts)
-        return _DrawnRollouts(examples, features, rollouts, rewards)
+        return DrawnRollouts(examples, features, rollouts, rewards)
 
     def generate_rollouts(
         self,
@@ -559,41 +560,6 @@ class PolicyIteration:
             self._place(jax.tree.map(lambda array, at=start + local_rows: array[at], rows))
             for start in range(0, num_rows, self._data.batch_size)
         ]
-
-
-@dataclasses.dataclass(frozen=True)
-class _DrawnRollouts:
-    """The prompts of a step, and what was generated for them.
-
-    Attributes:
-        examples, features: of each prompt.
-        rollouts, rewards: those of a prompt together.
-    """
-
-    examples: list[PromptExample]
-    features: AudioFeatures
-    rollouts: list[Rollout]
-    rewards: list[Reward]
-
-
-def _replace_prompts(
-    drawn: _DrawnRollouts, places: NDArray[np.int64], others: _DrawnRollouts
-) -> _DrawnRollouts:
-    """Returns the drawn rollouts with other prompts, and theirs, at some places."""
-    examples, prompts = list(drawn.examples), list(drawn.features.prompts)
-    by_prompt = list(drawn.features.by_prompt)
-    rollouts, rewards = list(drawn.rollouts), list(drawn.rewards)
-    size = len(rollouts) // len(examples)
-    for source, place in enumerate(places.tolist()):
-        examples[place] = others.examples[source]
-        prompts[place] = others.features.prompts[source]
-        by_prompt[place] = others.features.by_prompt[source]
-        here, there = slice(place * size, (place + 1) * size), slice(source * size, None)
-        rewards[here] = others.rewards[there][:size]
-        rollouts[here] = [
-            dataclasses.replace(rollout, group=place) for rollout in others.rollouts[there][:size]
-        ]
-    return _DrawnRollouts(examples, AudioFeatures(by_prompt, prompts), rollouts, rewards)
 
 
 def _is_donated(state: TrainState) -> bool:

@@ -3,7 +3,8 @@
 The stage then needs neither a copy of the reference policy nor a forward pass of it in each step.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,11 +12,14 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from stepaudio_jax.data import BatchIterator, collate
-from stepaudio_jax.data.batch import Batch, BatchShape
-from stepaudio_jax.data.preference_pairs import REPLIES_PER_PAIR
+from stepaudio_jax.config import DataConfig, ModelConfig
+from stepaudio_jax.data import batch_shape, collate, evaluation_batches, open_stage_sources
+from stepaudio_jax.data.batch import Batch
+from stepaudio_jax.data.preference_pairs import REPLIES_PER_PAIR, PairFormat
+from stepaudio_jax.errors import CheckpointError
 from stepaudio_jax.parallel import BatchPlacement, all_gather_json, broadcast_json, replicated
 from stepaudio_jax.storage import Path, read_json_or_none, write_json
+from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.preference_step import make_reference_step
 from stepaudio_jax.training.train_state import ModelDef, TrainState
 
@@ -55,12 +59,45 @@ def write_reference_logprobs(path: Path, logprobs: Mapping[str, ReferenceLogprob
     )
 
 
+def stored_reference_logprobs(
+    path: Path,
+    mixtures: Mapping[str, DataConfig],
+    compute: Callable[[DataConfig], ReferenceLogprobs],
+    *,
+    is_resumed: bool,
+) -> dict[str, ReferenceLogprobs]:
+    """Returns the log-probabilities of several mixtures of sources, computed on first use.
+
+    Args:
+        path: of the file that keeps them.
+        mixtures: the data of each.
+        compute: computes those of one, before the first step.
+        is_resumed: whether the stage has made steps.
+
+    Raises:
+        CheckpointError: the stage has made steps, and the file cannot be read.
+    """
+    saved = read_reference_logprobs(path)
+    if saved is not None:
+        return saved
+    if is_resumed:
+        raise CheckpointError(
+            f"{path} is missing or damaged: the reference policy's log-probabilities were "
+            "computed before the first step; restore the file, or start a new run"
+        )
+    computed = {key: compute(data) for key, data in mixtures.items()}
+    write_reference_logprobs(path, computed)
+    return computed
+
+
 def compute_reference_logprobs(
     model_def: ModelDef,
     state: TrainState,
-    data: BatchIterator,
-    shape: BatchShape,
-    lengths: list[int],
+    config: DataConfig,
+    *,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    pair_format: PairFormat | None,
     place_batch: BatchPlacement,
     mesh: Mesh,
 ) -> ReferenceLogprobs:
@@ -69,27 +106,39 @@ def compute_reference_logprobs(
     Args:
         model_def: of the model.
         state: before the first step.
-        data: every record once, in this process's rows.
-        shape: of its batches.
-        lengths: number of records of each source.
+        config: of the records.
+        tokenizer, model: of the run.
+        pair_format: how records become examples.
         place_batch: puts batches on the mesh.
         mesh: of the devices.
     """
+    sources = open_stage_sources(config, tokenizer, model)
+    shape = batch_shape(config, None, pad_token=tokenizer.special.pad, pair_format=pair_format)
     step = jax.jit(make_reference_step(model_def), out_shardings=replicated(mesh))
-    logprobs = [np.full((length, REPLIES_PER_PAIR), np.nan, np.float32) for length in lengths]
+    logprobs = [np.full((len(source), REPLIES_PER_PAIR), np.nan, "f4") for source in sources]
     empty = collate([()] * len(place_batch.local_rows), shape)
-    while True:
-        batch: Batch | None = next(data, None)
-        # Processes may have different numbers of records, and compute all batches together.
-        if not any(all_gather_json(batch is not None)):
-            return logprobs
-        local = empty if batch is None else batch
-        sums = {name: np.asarray(value) for name, value in step(state, place_batch(local)).items()}
-        records = _all_rows(local, place_batch)
-        for row, place in np.argwhere(records[..., 0] >= 0):
-            source, record = records[row, place]
-            has_reply = sums["tokens"][row, place] > 0
-            logprobs[source][record, has_reply] = sums["logprobs"][row, place][has_reply]
+    data = evaluation_batches(
+        config,
+        tokenizer,
+        model,
+        rows=place_batch.local_rows,
+        sources=sources,
+        pair_format=pair_format,
+    )
+    with contextlib.closing(data):
+        while True:
+            batch: Batch | None = next(data, None)
+            # Processes may have different numbers of records, and compute all batches together.
+            if not any(all_gather_json(batch is not None)):
+                return logprobs
+            local = empty if batch is None else batch
+            computed = step(state, place_batch(local))
+            sums, tokens = (np.asarray(computed[name]) for name in ("logprobs", "tokens"))
+            records = _all_rows(local, place_batch)
+            for row, place in np.argwhere(records[..., 0] >= 0):
+                source, record = records[row, place]
+                has_reply = tokens[row, place] > 0
+                logprobs[source][record, has_reply] = sums[row, place][has_reply]
 
 
 def _all_rows(batch: Batch, place_batch: BatchPlacement) -> NDArray[np.int32]:

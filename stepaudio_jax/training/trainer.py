@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from stepaudio_jax.config import (
     AuxiliaryConfig,
     Config,
+    DataConfig,
     Distillation,
     LoRAConfig,
     MeshConfig,
@@ -26,7 +27,6 @@ from stepaudio_jax.config import (
 )
 from stepaudio_jax.data import (
     Preprocessor,
-    batch_shape,
     batches,
     evaluation_batches,
     merge_states,
@@ -35,7 +35,7 @@ from stepaudio_jax.data import (
 from stepaudio_jax.data.checking import CheckedData, DataChecker
 from stepaudio_jax.data.preference_pairs import PairFormat
 from stepaudio_jax.data.split_source import AnySource
-from stepaudio_jax.errors import CheckpointError, DataError, DivergedError
+from stepaudio_jax.errors import DataError, DivergedError
 from stepaudio_jax.models import Parameters, supports_shared_prefix
 from stepaudio_jax.parallel import (
     BatchPlacement,
@@ -72,8 +72,7 @@ from stepaudio_jax.training.preemption import PreemptionNotice, data_error
 from stepaudio_jax.training.reference_logprobs import (
     ReferenceLogprobs,
     compute_reference_logprobs,
-    read_reference_logprobs,
-    write_reference_logprobs,
+    stored_reference_logprobs,
 )
 from stepaudio_jax.training.run_folder import (
     MODEL,
@@ -511,41 +510,24 @@ class SupervisedTrainer:
         context, stage = self._context, self._context.stage
         if not isinstance(stage.objective, Preference) or not stage.objective.precompute_reference:
             return {}
-        name = f"reference_logprobs_{context.index}_{stage.name}.json"
-        path = context.run_dir / name
-        saved = read_reference_logprobs(path)
-        if saved is not None:
-            return saved
-        if is_resumed:
-            raise CheckpointError(
-                f"{path} is missing or damaged: the reference policy's log-probabilities were "
-                "computed before the first step; restore the file, or start a new run"
-            )
-        computed = {}
         mixtures = {_DATA: stage.data}
         if stage.evaluation.enabled:
             mixtures[_EVALUATION_DATA] = stage.evaluation.data
-        for key, data in mixtures.items():
-            sources = open_stage_sources(data, context.tokenizer, context.model)
-            place_batch = BatchPlacement(data, context.config.compute.rules, context.mesh)
-            pair_format = context.pair_format()
-            iterator = evaluation_batches(
+        path = context.run_dir / f"reference_logprobs_{context.index}_{stage.name}.json"
+
+        def compute(data: DataConfig) -> ReferenceLogprobs:
+            return compute_reference_logprobs(
+                model_def,
+                state,
                 data,
-                context.tokenizer,
-                context.model,
-                rows=place_batch.local_rows,
-                sources=sources,
-                pair_format=pair_format,
+                tokenizer=context.tokenizer,
+                model=context.model,
+                pair_format=context.pair_format(),
+                place_batch=BatchPlacement(data, context.config.compute.rules, context.mesh),
+                mesh=context.mesh,
             )
-            special = context.tokenizer.special
-            shape = batch_shape(data, None, pad_token=special.pad, pair_format=pair_format)
-            lengths = [len(source) for source in sources]
-            with contextlib.closing(iterator):
-                computed[key] = compute_reference_logprobs(
-                    model_def, state, iterator, shape, lengths, place_batch, context.mesh
-                )
-        write_reference_logprobs(path, computed)
-        return computed
+
+        return stored_reference_logprobs(path, mixtures, compute, is_resumed=is_resumed)
 
     @staticmethod
     def _save_if_alone(
