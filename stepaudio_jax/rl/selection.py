@@ -1,6 +1,6 @@
 """Sampled replies -> training data: the best of n, all that are right, or pairs.
 
-With a rule for grounded reasoning it is the distillation of Step-Audio-R1 (section 3.2): replies of
+With a rule for grounded reasoning it is the distillation of Step-Audio-R1: replies of
 the model itself that are right and whose reasoning names what was heard are what it is trained on
 next.
 """

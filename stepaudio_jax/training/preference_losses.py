@@ -43,7 +43,7 @@ def dpo_loss(
         labels: probability that the chosen reply is the better one.
         label_smoothing: epsilon, below 1/2; 0 for the plain form.
         offsets: by how much the implicit reward of the chosen reply is to be higher (ODPO: Amini et
-            al. 2024, eq. 6).
+            al. 2024).
     """
     difference = beta * (chosen_log_ratios - rejected_log_ratios)
     return _logistic_loss(difference, labels, label_smoothing, offsets)
@@ -125,7 +125,7 @@ def kto_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Pairs:
-    """Computes the loss of Kahneman-Tversky optimization (Ethayarajh et al. 2024, eq. 8).
+    """Computes the loss of Kahneman-Tversky optimization (Ethayarajh et al. 2024, section 4.1).
 
     w (1 - sigma(beta (log-ratio - z))) of a desirable reply, w (1 - sigma(beta (z - log-ratio))) of
     an undesirable one, with a weight w for each kind.
@@ -147,7 +147,7 @@ def kto_loss(
 
 
 def kto_kl(log_ratio_sum: Float[Array, ""], num_replies: Float[Array, ""]) -> Float[Array, ""]:
-    """Estimates the KL to the reference policy for `kto_loss` (Ethayarajh et al. 2024, section 4).
+    """Estimates the KL to the reference policy for `kto_loss` (Ethayarajh et al. 2024, section 4.1).
 
     It is the mean log-ratio of replies to other prompts of the batch than their own, or 0 if that
     is negative, and a constant.
