@@ -210,7 +210,8 @@ def importance_weights(
 
     The engine that samples computes slightly other probabilities than the trainer (Yao et al.
     2025). "truncate" sets a ratio beyond a bound to the bound (truncated importance sampling);
-    "mask" gives such a token no weight at all (masked importance sampling, as in IcePop). The weights have no gradient.
+    "mask" gives such a token no weight at all (masked importance sampling, as in IcePop). The
+    weights have no gradient.
 
     Args:
         log_ratios: log-probability by the trainer, before the update, less that by the engine; or

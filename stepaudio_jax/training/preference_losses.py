@@ -147,7 +147,7 @@ def kto_loss(
 
 
 def kto_kl(log_ratio_sum: Float[Array, ""], num_replies: Float[Array, ""]) -> Float[Array, ""]:
-    """Estimates the KL to the reference policy for `kto_loss` (Ethayarajh et al. 2024, section 4.1).
+    """Estimates the KL to the reference policy for `kto_loss`, as its paper does.
 
     It is the mean log-ratio of replies to other prompts of the batch than their own, or 0 if that
     is negative, and a constant.
