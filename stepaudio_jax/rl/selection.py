@@ -8,6 +8,7 @@ next.
 import collections
 import dataclasses
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,7 +21,6 @@ from stepaudio_jax.errors import DataError
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.text import Message, ParsedReply, TextPart
-from stepaudio_jax.text.answers import normalize_answer
 
 Keep = Literal["best", "right", "pairs"]
 IsGrounded = Callable[[str, Record], bool]
@@ -124,16 +124,17 @@ def select_replies(
 def names_attributes(reasoning: str, record: Record) -> bool:
     """Returns whether a reasoning names an attribute of a clip of its dialogue.
 
-    The values of the audio parts' `attributes` count ("female", "fast"), as whole words.
+    The values of the audio parts' `attributes` count ("female", "fast"), as words of their own.
     """
-    words = f" {normalize_answer(reasoning)} "
     values = (
         value
         for message in record.messages
         for part in message.audio
         for value in part.attributes.values()
     )
-    return any(f" {normalize_answer(value)} " in words for value in values)
+    return any(
+        re.search(rf"(?<!\w){re.escape(value)}(?!\w)", reasoning, re.IGNORECASE) for value in values
+    )
 
 
 def find_grounding(name: str) -> IsGrounded:
