@@ -136,7 +136,7 @@ def compile_train_step(
         arguments: tuple[Any, ...] = (state, batch)
         if isinstance(stage.objective, Distillation):
             teacher_def = define_teacher(config, stage.objective.teacher, config.model)
-            arguments += (_abstract_teacher(config, teacher_def, mesh),)
+            arguments += (abstract_teacher(config, teacher_def, mesh),)
         step = jax.jit(
             make_stage_step(start.model_def, stage, start.optimizer, teacher_def),
             donate_argnums=0,
@@ -160,7 +160,7 @@ def compile_train_step(
     )
 
 
-def _abstract_teacher(config: Config, teacher: TeacherDef, mesh: Mesh) -> Any:
+def abstract_teacher(config: Config, teacher: TeacherDef, mesh: Mesh) -> Any:
     """Returns a teacher's parameters as shapes with shardings."""
     return jax.tree.map(
         lambda leaf, sharding: abstract_array(leaf, sharding, jnp.dtype(config.compute.dtype)),

@@ -136,5 +136,5 @@ def test_options_of_policies_that_contradict_each_other(settings, message):
 
 
 def test_a_reward_can_be_scaled_but_not_to_nothing():
-    with pytest.raises(ConfigError, match="scale=0.0 must be positive"):
+    with pytest.raises(ConfigError, match=r"scale=0.0 must be positive"):
         RewardConfig(format_weight=1.0, scale=0.0)
