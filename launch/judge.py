@@ -52,6 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.add_argument(
             "--levels", type=int, default=JudgeConfig.preference_levels, choices=(3, 5, 7)
         )
+        command.add_argument(
+            "--rubric",
+            default=JudgeConfig.rubric,
+            choices=("criteria", "ordinal", "both"),
+            help="what the judge says of records with a rubric (default %(default)s)",
+        )
     data.add_argument("--output", type=expand_home, required=True, help="JSONL of dialogues")
     report.add_argument(
         "--model",
@@ -89,15 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         consequence = "the judge's answers are not kept"
     with exit_on_error(f"{consequence}; start the same command again"):
         if options.command == "data":
-            inputs = [path for path in (options.input, options.prompt) if path]
-            check_output_file(options.output, inputs, may_replace=lambda path: True)
+            paths = [path for path in (options.input, options.prompt) if path]
+            check_output_file(options.output, paths, may_replace=lambda path: True)
         from stepaudio_jax.data import read_records
         from stepaudio_jax.errors import DataError
         from stepaudio_jax.judge.human_report import HumanReport, report_on_people
         from stepaudio_jax.judge.prompt import JudgePrompt
         from stepaudio_jax.judge.training import JudgeReport, evaluate_judge, write_judge_data
 
-        prompt = JudgePrompt(options.prompt, levels=options.levels)
+        prompt = JudgePrompt(options.prompt, levels=options.levels, rubric=options.rubric)
         if options.command == "data":
             count = write_judge_data(options.input, options.output, prompt)
             print(f"{count} dialogues in {options.output}")

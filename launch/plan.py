@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from launch.errors import exit_on_error
-from stepaudio_jax.config import Config, PolicyGradient, load_config, split_flags
+from stepaudio_jax.config import Config, load_config, split_flags
 from stepaudio_jax.storage import (
     Path,
     atomic_text_writer,
@@ -127,9 +127,7 @@ def main(arguments: list[str]) -> int:
         topology = parse_topology(options.topology, config.mesh.slices)
         plan: Any
         index = stage_index(config, options.stage)
-        if options.program == "train" and isinstance(
-            config.stages[index].objective, PolicyGradient
-        ):
+        if options.program == "train" and config.stages[index].has_rollouts:
             plan = plan_rl(config, index, topology, options.effort)
             text = rl_plan_report(plan)
         elif options.program == "train":

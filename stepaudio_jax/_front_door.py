@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, FloatDtype, NextToken, PolicyGradient
+from stepaudio_jax.config import Config, FloatDtype
 from stepaudio_jax.data.checking import CheckedData
 from stepaudio_jax.evaluation.evaluate import JudgeSettings, run_tasks, save_results
 from stepaudio_jax.evaluation.grading import as_text
@@ -56,11 +56,9 @@ def check_data(config: Config) -> Iterator[CheckedData]:
 
 def _stage_trainer(context: StageContext) -> trainer.StageTrainer:
     """Returns the trainer that a stage's objective asks for."""
-    match context.stage.objective:
-        case NextToken():
-            return trainer.SupervisedTrainer(context)
-        case PolicyGradient():
-            return PolicyTrainer(context)
+    if context.stage.has_rollouts:
+        return PolicyTrainer(context)
+    return trainer.SupervisedTrainer(context)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ EXIT_RESUMABLE = 75  # EX_TEMPFAIL: start the same command again
 EXIT_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 EXIT_BROKEN_PIPE = 141  # what a shell reports of a program whose output nobody reads any more
 
-DataErrorKind = Literal["bad_record", "bad_audio", "too_long", "reward"]
+DataErrorKind = Literal["bad_record", "bad_audio", "too_long", "reward", "equal_pair", "no_verdict"]
 
 
 class StepAudioError(ValueError):
@@ -34,7 +34,8 @@ class DataError(StepAudioError):
     Attributes:
         kind: what is wrong with a record, as metrics count it; `data.on_KIND` says whether such
             records are skipped. "reward": a verifier failed, or the reward is not finite; no
-            setting skips that.
+            setting skips that. "equal_pair" and "no_verdict": a pair that does not say which reply
+            is better, which objective=preference always leaves out.
     """
 
     def __init__(self, message: str, *, kind: DataErrorKind = "bad_record"):

@@ -127,7 +127,8 @@ class RewardTrap:
 
     @property
     def _judge_prompt(self) -> JudgePrompt:
-        return JudgePrompt(self._judge.prompt, levels=self._judge.preference_levels)
+        judge = self._judge
+        return JudgePrompt(judge.prompt, levels=judge.preference_levels, rubric=judge.rubric)
 
     def _run_configs(self, arm: str, seed: int) -> Iterator[tuple[str, Config]]:
         """Yields (model, configuration) of an arm; each run starts from the model before it."""

@@ -9,6 +9,7 @@ from stepaudio_jax.config.data import (
     OnTooLong,
     SourceConfig,
 )
+from stepaudio_jax.config.distillation import Distillation
 from stepaudio_jax.config.flags import load_config, override, split_flags
 from stepaudio_jax.config.model import (
     AdaptorConfig,
@@ -27,7 +28,8 @@ from stepaudio_jax.config.objectives import (
     RepetitionDetectionConfig,
     RolloutConfig,
 )
-from stepaudio_jax.config.rewards import JudgeConfig, RewardConfig, check_reward_map
+from stepaudio_jax.config.preference import Preference, PreferenceLoss
+from stepaudio_jax.config.rewards import JudgeConfig, RewardConfig, RubricUse, check_reward_map
 from stepaudio_jax.config.run import (
     AttentionKernel,
     CheckpointConfig,
@@ -59,6 +61,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "DecoderConfig",
+    "Distillation",
     "EncoderConfig",
     "EvaluationConfig",
     "FloatDtype",
@@ -74,10 +77,13 @@ __all__ = [
     "OptimizerConfig",
     "Part",
     "PolicyGradient",
+    "Preference",
+    "PreferenceLoss",
     "RematName",
     "RepetitionDetectionConfig",
     "RewardConfig",
     "RolloutConfig",
+    "RubricUse",
     "ShardingRules",
     "SourceConfig",
     "StageConfig",

@@ -16,7 +16,9 @@ from typing import Any
 
 from stepaudio_jax.config.build import choice_name, choices
 from stepaudio_jax.config.data import DataConfig, SourceConfig
+from stepaudio_jax.config.distillation import Distillation
 from stepaudio_jax.config.objectives import PolicyGradient
+from stepaudio_jax.config.preference import Preference
 from stepaudio_jax.config.rewards import RewardConfig
 from stepaudio_jax.config.run import Config, StageConfig
 
@@ -41,6 +43,13 @@ def _default_config() -> Config:
         stages=(
             StageConfig(name="STAGE", steps=1, data=data),
             StageConfig(name="RL_STAGE", steps=1, data=data, objective=objective),
+            StageConfig(name="PREFERENCE_STAGE", steps=1, data=data, objective=Preference()),
+            StageConfig(
+                name="DISTILLATION_STAGE",
+                steps=1,
+                data=data,
+                objective=Distillation(teacher="FOLDER"),
+            ),
         ),
     )
 

@@ -11,14 +11,16 @@ from typing import ClassVar, Literal
 from stepaudio_jax.config.checks import (
     check_floats,
     check_fractions,
+    check_not_empty,
     check_not_negative,
     check_positive,
+    expand_paths,
 )
 from stepaudio_jax.config.rewards import JudgeConfig, RewardConfig
 from stepaudio_jax.errors import ConfigError
 
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
-AdvantageEstimator = Literal["rloo", "grpo", "dr_grpo", "reinforce", "gae"]
+AdvantageEstimator = Literal["rloo", "grpo", "dr_grpo", "reinforce", "gae", "dpo"]
 
 # Below this temperature sampling is almost greedy, and logits divided by much less overflow.
 MIN_TEMPERATURE = 0.01
@@ -132,6 +134,7 @@ class NextToken:
     updates_per_step: ClassVar[int] = 1
     has_value_head: ClassVar[bool] = False
     needs_reference_params: ClassVar[bool] = False
+    refreshes_reference: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,33 +148,57 @@ class PolicyGradient:
     name: ClassVar[str] = "policy_gradient"
 
     rollout: RolloutConfig = RolloutConfig()  # the replies that are generated in a step
-    rewards: tuple[RewardConfig, ...] = ()  # what replies are worth, by source; at least one
+    # What replies are worth, by source; at least one, unless there is a teacher.
+    rewards: tuple[RewardConfig, ...] = ()
     judge: JudgeConfig = JudgeConfig()  # the judge of rewards with a judge_weight
-    # "gae" trains a value head; the others compare the replies to one prompt.
+    # "gae" trains a value head; the others compare the replies to one prompt. "dpo" is online DPO:
+    # the best and the worst of them by their rewards are a pair.
     advantage_estimator: AdvantageEstimator = "rloo"
+    dpo_beta: float = 0.1  # beta of "dpo"
     gamma: float = 1.0  # discount of "gae"
     gae_lambda: float = 1.0  # lambda of "gae"
     # Whether the value head's loss reaches the policy's decoder.
     value_trunk: Literal["shared", "detached"] = "shared"
     value_coef: float = 0.5  # weight of the value head's loss
     value_clip: float | None = 0.2  # largest change of a value in an update; None: no limit
+    # What is clipped is the probability ratio of a token, or of a reply: the geometric mean of its
+    # tokens' ratios (GSPO).
+    ratio_level: Literal["token", "sequence"] = "token"
+    # "clip": PPO's, in which a clipped token has no gradient. "cispo": the ratio is clipped as a
+    # weight, and every token keeps its gradient.
+    policy_loss: Literal["clip", "cispo"] = "clip"
     clip_low: float = 0.2  # the probability ratio is clipped below at 1 - clip_low
     clip_high: float = 0.2  # and above at 1 + clip_high
     # Bounds the loss of tokens with negative advantages (dual-clip PPO); above 1.
     dual_clip: float | None = None
+    entropy_coef: float = 0.0  # weight of the entropy, which is added to what is maximized
+    # Leaves truncated replies out of the update; they stay in the baseline of their prompt.
+    mask_truncated: bool = False
     # How token losses are averaged: over tokens, over replies, or summed over a reply's tokens.
     aggregation: Aggregation = "token_mean"
     kl_coef: float = 0.01  # beta, weight of the KL to the reference policy; 0: no reference is kept
     kl_placement: Literal["loss", "reward"] = "loss"  # where the KL is added
+    # Folder of a model of the same vocabulary that stands for the reference policy.
+    teacher: str | None = None
     kl_target: float | None = None  # adapts beta towards this KL of a reply, in nats
     kl_horizon: int = 10_000  # replies over which beta adapts
-    # Truncates the importance weights that correct for the engine's arithmetic; None: no
+    # Steps after which the policy becomes the reference policy, again and again; 0: never.
+    reference_refresh_steps: int = 0
+    # Upper bound of the importance weights that correct for the engine's arithmetic; None: no
     # correction.
     max_importance_weight: float | None = None
+    min_importance_weight: float | None = None  # lower bound of these weights; None: no bound
+    # The weight is a token's ratio of probabilities, or the geometric mean of those of its reply.
+    importance_level: Literal["token", "sequence"] = "token"
+    # Beyond a bound a weight is set to the bound, or the token (the reply) is left out.
+    importance_outside: Literal["truncate", "mask"] = "truncate"
     epochs: int = 1  # passes over the rollouts of a step
     minibatches: int = 1  # updates an epoch, each with an equal share of the prompts
     # Of prompts with a verifier, use those with (low, high) correct replies only; None: all.
     num_correct_range: tuple[int, int] | None = None
+    # Times that further prompts are drawn in place of those outside num_correct_range, so that
+    # updates have as many prompts as asked for; 0: what is left out is not replaced.
+    max_refills: int = 0
 
     def __post_init__(self) -> None:
         check_floats(self)
@@ -191,8 +218,18 @@ class PolicyGradient:
 
     @property
     def needs_reference_params(self) -> bool:
-        """Returns whether the policy at the start of the stage is kept, for the KL to it."""
-        return self.kl_coef > 0
+        """Returns whether the policy at the start of the stage is kept."""
+        return self.has_reference and self.teacher is None
+
+    @property
+    def has_reference(self) -> bool:
+        """Returns whether the policy is compared with a reference policy, or with a teacher."""
+        return self.kl_coef > 0 or self.advantage_estimator == "dpo"
+
+    @property
+    def refreshes_reference(self) -> bool:
+        """Returns whether the policy becomes the reference policy again and again."""
+        return self.reference_refresh_steps > 0
 
     @property
     def recomputes_old_logprobs(self) -> bool:
@@ -202,7 +239,7 @@ class PolicyGradient:
         later updates need them beforehand.
         """
         return (
-            self.advantage_estimator == "gae"
+            self.advantage_estimator in ("gae", "dpo")
             or self.kl_placement == "reward"
             or self.updates_per_step > 1
         )
@@ -232,7 +269,44 @@ class PolicyGradient:
                     f"{name}={getattr(self, name)} must be at least {MIN_CLIP}: "
                     "the ratio would have to stay 1, and nothing would be trained"
                 )
-        check_not_negative(self, "kl_coef", "value_coef")
+        check_not_negative(self, "kl_coef", "value_coef", "entropy_coef")
+        check_not_negative(self, "reference_refresh_steps", "max_refills")
+        check_positive(self, "dpo_beta")
+        if self.advantage_estimator == "dpo":
+            if self.aggregation != "sequence_sum" or self.updates_per_step > 1:
+                raise ConfigError(
+                    "advantage_estimator='dpo' needs aggregation='sequence_sum', epochs=1 and "
+                    "minibatches=1: its loss is of whole pairs of the policy's present replies"
+                )
+        elif self.dpo_beta != 0.1:
+            raise ConfigError(
+                f"dpo_beta={self.dpo_beta} is for advantage_estimator='dpo', and it is "
+                f"{self.advantage_estimator!r}: leave it out"
+            )
+        if self.policy_loss == "cispo":
+            for name, plain in (("ratio_level", "token"), ("dual_clip", None)):
+                if getattr(self, name) != plain:
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)!r} is for policy_loss='clip', and it is "
+                        "'cispo': leave it out"
+                    )
+        check_not_empty(self, "teacher")
+        expand_paths(self, "teacher")
+        if self.teacher is not None and not self.has_reference:
+            raise ConfigError(
+                f"teacher={self.teacher!r} needs kl_coef above 0: without it nothing is learnt from"
+                " the teacher"
+            )
+        if self.teacher is not None and self.reference_refresh_steps:
+            raise ConfigError(
+                f"reference_refresh_steps={self.reference_refresh_steps} refreshes the reference "
+                f"policy, and teacher={self.teacher!r} stands for it: give one of them"
+            )
+        if self.reference_refresh_steps and not self.has_reference:
+            raise ConfigError(
+                f"reference_refresh_steps={self.reference_refresh_steps} needs kl_coef above 0: "
+                "without it there is no reference policy"
+            )
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ConfigError(f"dual_clip={self.dual_clip} must be above 1")
         if self.kl_target is not None and not (self.kl_target > 0 and self.kl_coef > 0):
@@ -241,6 +315,18 @@ class PolicyGradient:
             raise ConfigError(
                 f"max_importance_weight={self.max_importance_weight} must be at least 1"
             )
+        low = self.min_importance_weight
+        if low is not None and not (0 < low <= 1 and self.max_importance_weight is not None):
+            raise ConfigError(
+                f"min_importance_weight={low} must lie between 0 and 1, and needs "
+                "max_importance_weight"
+            )
+        for name, plain in (("importance_level", "token"), ("importance_outside", "truncate")):
+            if getattr(self, name) != plain and self.max_importance_weight is None:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} needs max_importance_weight, without which "
+                    "there are no importance weights"
+                )
         check_positive(self, "epochs", "minibatches", "kl_horizon")
         if self.rollout.num_prompts % self.minibatches:
             raise ConfigError(
@@ -272,6 +358,11 @@ class PolicyGradient:
                     f"rollout.max_new_tokens={max_new_tokens}, where the penalty is whole"
                 )
         if self.num_correct_range is None:
+            if self.max_refills:
+                raise ConfigError(
+                    f"max_refills={self.max_refills} replaces prompts outside num_correct_range, "
+                    "which is None"
+                )
             return
         low, high = self.num_correct_range
         if not 0 <= low <= high:
@@ -294,6 +385,8 @@ class PolicyGradient:
             ConfigError: all advantages are 0, or all those of one reward.
         """
         rollout = self.rollout
+        if not self.rewards and self.teacher is not None:
+            return  # the KL to the teacher is all that is learnt from
         if self.advantage_estimator == "gae":
             if rollout.num_prompts * rollout.num_generations * rollout.max_new_tokens == 1:
                 raise ConfigError(

@@ -21,7 +21,8 @@ class RewardConfig:
 
     # Whose records it is for, by the name of the source; empty: all that no other reward names.
     sources: tuple[str, ...] = ()
-    # Checks a reply against the record's `answer`: one of rl.verifiers, or module:function.
+    # Checks a reply against the record's `answer`: one of rl.verifiers, or module:function, which
+    # may be async: then the replies of a step are scored concurrently.
     verifier: str = "exact_text"
     verifier_weight: float = 0.0  # weight of the verifier's score
     format_weight: float = 0.0  # weight of a well-formed reply with reasoning
@@ -31,16 +32,22 @@ class RewardConfig:
     overlong_weight: float = 0.0  # weight of the length penalty (DAPO: Yu et al. 2025, eq. 13)
     # Reply length in tokens from which the penalty grows, up to 1 at rollout.max_new_tokens.
     overlong_penalty_start: int = 0
+    # Multiplies the sum of the parts, to weigh the rewards of these sources against others'.
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_floats(self)
         check_not_negative(self, "verifier_weight", "format_weight", "judge_weight")
         check_not_negative(self, "overlong_weight")
+        check_positive(self, "scale")
         if not self.verifier_weight + self.format_weight + self.judge_weight > 0:
             raise ConfigError(
                 "no part of the reward has a weight: set verifier_weight, format_weight or "
                 "judge_weight"
             )
+
+
+RubricUse = Literal["criteria", "ordinal", "both"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,10 @@ class JudgeConfig:
     api_key_env: str | None = "OPENAI_API_KEY"
     prompt: str | None = None  # a text file with a template of your own; None: the built-in one
     preference_levels: Literal[3, 5, 7] = 7  # levels of the ordinal scale of a comparison
+    # What the judge says with a rubric, and what the reward is: "criteria", of each whether a reply
+    # meets it, and the difference of the weighted shares; "ordinal", one comparison in the light of
+    # the rubric (R1.5, eq. 2), and its level; "both", and the mean of the two.
+    rubric: RubricUse = "criteria"
     # phi of the levels above 0, in order (R1.5, eq. 3); empty: linear. See judge.verdict.RewardMap.
     reward_map: tuple[float, ...] = ()
     reward_map_temperature: float | None = None  # of the tanh behind phi; None: no tanh

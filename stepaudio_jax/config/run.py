@@ -14,7 +14,7 @@ from stepaudio_jax.config.checks import (
     expand_paths,
 )
 from stepaudio_jax.config.model import FloatDtype, ModelConfig
-from stepaudio_jax.config.objectives import PolicyGradient
+from stepaudio_jax.config.objectives import NextToken
 from stepaudio_jax.config.sharding import MeshConfig, ShardingRules
 from stepaudio_jax.config.stage import StageConfig
 from stepaudio_jax.errors import ConfigError
@@ -78,8 +78,8 @@ class ComputeConfig:
     # slowly.
     attention: AttentionKernel = "auto"
     rules: ShardingRules = ShardingRules()  # which mesh axes shard each logical axis
-    # Parts of the vocabulary (with policy_gradient of a row's tokens) that the loss takes one after
-    # the other, so that fewer logits exist at a time.
+    # Parts of the vocabulary (with other objectives than next_token, of a row's tokens) that the
+    # loss takes one after the other, so that fewer logits exist at a time.
     loss_chunks: int = 1
     # Layers unrolled in the scan; 0: all of them, about twice as fast on a CPU, 6 % on an H200.
     unroll: int = 1
@@ -103,8 +103,8 @@ class Config:
     compute: ComputeConfig = ComputeConfig()  # dtypes, rematerialisation, kernels
     mesh: MeshConfig = MeshConfig()  # devices along each axis
     checkpoint: CheckpointConfig = CheckpointConfig()  # when the state is saved
-    # Between two lines of metrics.jsonl, of means over these steps; None: 1 in stages with
-    # policy_gradient, 10 in others.
+    # Between two lines of metrics.jsonl, of means over these steps; None: 1 in stages whose policy
+    # generates replies, 10 in others.
     log_every_steps: int | None = None
     # FIRST:LAST writes a profile of these steps to run_dir/profile; steps count over all stages.
     profile_steps: str | None = None
@@ -139,13 +139,15 @@ class Config:
         if self.checkpoint.keep_best:
             self._check_best_is_measured()
         for stage in self.stages:
-            splits_rows = isinstance(stage.objective, PolicyGradient)
-            if splits_rows and stage.data.seq_len % self.compute.loss_chunks:
-                raise ConfigError(
-                    f"stage {stage.name!r}: data.seq_len={stage.data.seq_len} must be a multiple "
-                    f"of compute.loss_chunks={self.compute.loss_chunks}, into which "
-                    "policy_gradient splits the tokens of a row"
-                )
+            if isinstance(stage.objective, NextToken):
+                continue  # its loss splits the vocabulary
+            for key, data in (("data", stage.data), ("evaluation.data", stage.evaluation.data)):
+                if data.sources and data.seq_len % self.compute.loss_chunks:
+                    raise ConfigError(
+                        f"stage {stage.name!r}: {key}.seq_len={data.seq_len} must be a multiple "
+                        f"of compute.loss_chunks={self.compute.loss_chunks}, into which "
+                        f"{stage.objective.name} splits the tokens of a row"
+                    )
 
     def _check_best_is_measured(self) -> None:
         """Checks that some stage measures what `checkpoint.keep_best` goes by."""
@@ -174,7 +176,7 @@ class Config:
         """Returns the number of steps of a stage between two lines of metrics.jsonl."""
         if self.log_every_steps is not None:
             return self.log_every_steps
-        return 1 if isinstance(stage.objective, PolicyGradient) else 10
+        return 1 if stage.has_rollouts else 10
 
     def profiled_steps(self) -> tuple[int, int] | None:
         """Returns the first and last step that `profile_steps` asks for; None without a profile."""

@@ -13,8 +13,10 @@ from stepaudio_jax.config.checks import (
     expand_paths,
 )
 from stepaudio_jax.config.data import AugmentationConfig, DataConfig
+from stepaudio_jax.config.distillation import Distillation
 from stepaudio_jax.config.model import FloatDtype
 from stepaudio_jax.config.objectives import AuxiliaryConfig, NextToken, PolicyGradient
+from stepaudio_jax.config.preference import Preference
 from stepaudio_jax.errors import ConfigError
 
 Part = Literal["encoder", "adaptor", "decoder"]
@@ -127,7 +129,8 @@ class StageConfig:
 
     name: str  # names the stage's checkpoints, and its keys on the command line
     steps: int  # optimizer steps, or iterations of reinforcement learning
-    objective: NextToken | PolicyGradient = NextToken()  # what is optimized
+    # What is optimized.
+    objective: NextToken | PolicyGradient | Preference | Distillation = NextToken()
     data: DataConfig  # what is trained on
     evaluation: EvaluationConfig = EvaluationConfig()  # held-out loss
     optimizer: OptimizerConfig = OptimizerConfig()  # how the trained parameters are updated
@@ -150,8 +153,10 @@ class StageConfig:
                 f"gradient_accumulation_steps={microbatches}"
             )
         self._check_trainable()
-        if isinstance(self.objective, PolicyGradient):
-            self._check_policy_gradient(self.objective)
+        if self.has_rollouts:
+            self._check_policy_gradient(self.policy_gradient)
+        if isinstance(self.objective, Preference):
+            self._check_preference(self.objective)
 
     @property
     def num_updates(self) -> int:
@@ -166,13 +171,44 @@ class StageConfig:
         return AuxiliaryConfig()
 
     @property
+    def has_rollouts(self) -> bool:
+        """Returns whether the policy generates what it is trained on."""
+        if isinstance(self.objective, Distillation):
+            return self.objective.on_policy
+        return isinstance(self.objective, PolicyGradient)
+
+    @property
     def policy_gradient(self) -> PolicyGradient:
-        """Returns the objective of a stage of reinforcement learning.
+        """Returns the objective of a stage whose policy generates what it is trained on.
 
         Raises:
             TypeError: the stage has another objective.
         """
+        if isinstance(self.objective, Distillation) and self.objective.on_policy:
+            return self.objective.policy_gradient
         if not isinstance(self.objective, PolicyGradient):
+            raise TypeError(f"stage {self.name!r} has the objective {self.objective.name}")
+        return self.objective
+
+    @property
+    def distillation(self) -> Distillation:
+        """Returns the objective of a stage with a teacher.
+
+        Raises:
+            TypeError: the stage has another objective.
+        """
+        if not isinstance(self.objective, Distillation):
+            raise TypeError(f"stage {self.name!r} has the objective {self.objective.name}")
+        return self.objective
+
+    @property
+    def preference(self) -> Preference:
+        """Returns the objective of a stage with preferences.
+
+        Raises:
+            TypeError: the stage has another objective.
+        """
+        if not isinstance(self.objective, Preference):
             raise TypeError(f"stage {self.name!r} has the objective {self.objective.name}")
         return self.objective
 
@@ -195,7 +231,7 @@ class StageConfig:
 
     def _check_policy_gradient(self, objective: PolicyGradient) -> None:
         """Checks what reinforcement learning needs, and what it does not support."""
-        if not objective.rewards:
+        if not objective.rewards and objective.teacher is None:
             raise ConfigError(
                 "objective.rewards is empty: policy_gradient needs at least one reward"
             )
@@ -224,4 +260,18 @@ class StageConfig:
         if augmentation != AugmentationConfig():
             raise ConfigError(
                 "data.augmentation can only have silence_probability with policy_gradient"
+            )
+
+    def _check_preference(self, objective: Preference) -> None:
+        """Checks what learning from preferences does not support."""
+        for key, data in (("data", self.data), ("evaluation.data", self.evaluation.data)):
+            if data.on_too_long == "split":
+                raise ConfigError(
+                    f"{key}.on_too_long='split' cuts replies with their recordings, which is for "
+                    "objective=next_token; say 'error' or 'skip' with preference"
+                )
+        if objective.precompute_reference and self.data.augmentation != AugmentationConfig():
+            raise ConfigError(
+                "objective.precompute_reference=True computes the reference's log-probabilities of "
+                "each clip once, and data.augmentation changes the clips: leave one of them out"
             )

@@ -10,6 +10,7 @@ from stepaudio_jax.data.batch import (
     abstract_batch,
     batch_shape,
     check_sizes,
+    collate,
 )
 from stepaudio_jax.data.checking import (
     BadRecord,
@@ -56,6 +57,7 @@ __all__ = [
     "batches",
     "check_records",
     "check_sizes",
+    "collate",
     "data_fingerprint",
     "evaluation_batches",
     "merge_states",

@@ -19,7 +19,8 @@ from stepaudio_jax.audio.lengths import (
 )
 from stepaudio_jax.config import AuxiliaryConfig, DataConfig, ModelConfig
 from stepaudio_jax.data.labels import label_sizes
-from stepaudio_jax.data.record import AudioChunk, Example
+from stepaudio_jax.data.preference_pairs import MIN_PAIR_TOKENS, REPLIES_PER_PAIR, PairFormat
+from stepaudio_jax.data.record import AudioChunk, Example, PairTargets
 from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.text import Tokenizer
 
@@ -48,6 +49,33 @@ class AuxiliaryLabels:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class PairBatch:
+    """Holds what the batches of a stage with preferences add; P is the most pairs of a row.
+
+    Attributes:
+        prefix_ids: the segment, earlier in the row, that a token's own continues; -1 for none.
+            None where the replies of a pair do not share their prompt.
+        reply_ids: the reply whose token is the target here, `REPLIES_PER_PAIR` * pair of the row +
+            `CHOSEN`, `REJECTED` or `UNRELATED`; -1 for none.
+        weights: 1 for a pair, 0 for an unused place.
+        labels: the probability that the chosen reply is the better one.
+        margins: by how many levels it is better.
+        records: index of the source, and of the record in it; -1 for an unused place.
+        reference_logprobs: of each reply, summed over its tokens, by the reference policy; NaN
+            where there is no such reply. None where the step computes them.
+    """
+
+    prefix_ids: Int32[Array, "B T"] | None
+    reply_ids: Int32[Array, "B T"]
+    weights: Float32[Array, "B P"]
+    labels: Float32[Array, "B P"]
+    margins: Float32[Array, "B P"]
+    records: Int32[Array, "B P 2"]
+    reference_logprobs: Float32[Array, "B P replies"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """Holds packed, padded dialogues. A row's audio stays in its row.
 
@@ -62,6 +90,7 @@ class Batch:
         audio_index: which of the row's audio embeddings replaces this token's embedding: chunk *
             embeddings per chunk + offset; -1 for text.
         auxiliary: labels for the auxiliary losses, or None.
+        pairs: of a stage with preferences; else None.
     """
 
     tokens: Int32[Array, "B T"]
@@ -73,6 +102,7 @@ class Batch:
     mel_lengths: Int32[Array, "B C"]
     audio_index: Int32[Array, "B T"]
     auxiliary: AuxiliaryLabels | None = None
+    pairs: PairBatch | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +116,8 @@ class BatchShape:
         mel_bins: of the log-mel.
         pad_token: fills unused places of `tokens` and `targets`.
         max_words, num_attributes: sizes of `AuxiliaryLabels`; None if the batch has none.
+        pairs: P, the most pairs of a row; None without preferences.
+        shares_prompt, has_reference_logprobs: whether `PairBatch` has these arrays.
     """
 
     seq_len: int
@@ -95,10 +127,17 @@ class BatchShape:
     pad_token: int
     max_words: int | None = None
     num_attributes: int | None = None
+    pairs: int | None = None
+    shares_prompt: bool = False
+    has_reference_logprobs: bool = False
 
 
 def batch_shape(
-    config: DataConfig, auxiliary: AuxiliaryConfig | None, *, pad_token: int
+    config: DataConfig,
+    auxiliary: AuxiliaryConfig | None,
+    *,
+    pad_token: int,
+    pair_format: PairFormat | None = None,
 ) -> BatchShape:
     """Returns the sizes that a configuration asks for."""
     max_words, num_attributes = None, None
@@ -114,6 +153,11 @@ def batch_shape(
         pad_token=pad_token,
         max_words=max_words,
         num_attributes=num_attributes,
+        pairs=None if pair_format is None else max(config.seq_len // MIN_PAIR_TOKENS, 1),
+        shares_prompt=pair_format is not None and pair_format.shares_prompt,
+        has_reference_logprobs=(
+            pair_format is not None and pair_format.reference_logprobs is not None
+        ),
     )
 
 
@@ -157,6 +201,21 @@ def abstract_batch(rows: int, shape: BatchShape) -> Batch:
             ctc_weight=array(np.float32, chunks),
             attributes=array(np.int32, chunks, shape.num_attributes),
         )
+    pairs = None
+    if shape.pairs is not None:
+        pairs = PairBatch(
+            prefix_ids=array(np.int32, seq_len) if shape.shares_prompt else None,
+            reply_ids=array(np.int32, seq_len),
+            weights=array(np.float32, shape.pairs),
+            labels=array(np.float32, shape.pairs),
+            margins=array(np.float32, shape.pairs),
+            records=array(np.int32, shape.pairs, 2),
+            reference_logprobs=(
+                array(np.float32, shape.pairs, REPLIES_PER_PAIR)
+                if shape.has_reference_logprobs
+                else None
+            ),
+        )
     return Batch(
         tokens=array(np.int32, seq_len),
         targets=array(np.int32, seq_len),
@@ -167,6 +226,7 @@ def abstract_batch(rows: int, shape: BatchShape) -> Batch:
         mel_lengths=array(np.int32, chunks),
         audio_index=array(np.int32, seq_len),
         auxiliary=labels,
+        pairs=pairs,
     )
 
 
@@ -184,10 +244,16 @@ def collate(rows: Sequence[Sequence[Example]], shape: BatchShape) -> Batch:
     batch.audio_index[:] = -1
     if batch.auxiliary is not None:
         batch.auxiliary.attributes[:] = -1
+    if batch.pairs is not None:
+        batch.pairs.reply_ids[:] = batch.pairs.records[:] = -1
+        if batch.pairs.prefix_ids is not None:
+            batch.pairs.prefix_ids[:] = -1
+        if batch.pairs.reference_logprobs is not None:
+            batch.pairs.reference_logprobs[:] = np.nan
     embeddings_per_chunk = audio_embeddings_per_chunk(shape.mel_frames)
     for row, examples in enumerate(rows):
         start, chunk, segment = 0, 0, 1  # the first free token, chunk and segment id of the row
-        for example in examples:
+        for number, example in enumerate(examples):
             span = np.s_[row, start : start + example.tokens.size]
             batch.tokens[span] = example.tokens
             batch.targets[span] = example.targets
@@ -200,6 +266,8 @@ def collate(rows: Sequence[Sequence[Example]], shape: BatchShape) -> Batch:
             for audio_chunk in example.chunks:
                 _copy_chunk(batch, row, chunk, audio_chunk)
                 chunk += 1
+            if batch.pairs is not None and example.pair is not None:
+                _copy_pair(batch.pairs, span, number, segment, example.pair)
             start += example.tokens.size
             segment += example.num_segments
     return batch
@@ -216,3 +284,28 @@ def _copy_chunk(batch: Batch, row: int, index: int, chunk: AudioChunk) -> None:
         batch.auxiliary.ctc_words[row, index, : len(chunk.labels.words)] = chunk.labels.words
         batch.auxiliary.ctc_weight[row, index] = 1
     batch.auxiliary.attributes[row, index] = chunk.labels.attributes
+
+
+def _copy_pair(
+    pairs: PairBatch, span: tuple[int, slice], number: int, segment: int, pair: PairTargets
+) -> None:
+    """Copies what a preference record adds, as pair `number` of its row.
+
+    Args:
+        pairs: to copy into.
+        span: the row and the tokens of the example.
+        number: of the pair in the row.
+        segment: id of the example's first segment.
+        pair: to copy.
+    """
+    row, place = span[0], (span[0], number)
+    if pairs.prefix_ids is not None:
+        pairs.prefix_ids[span] = np.where(pair.prefix_ids < 0, -1, pair.prefix_ids + segment)
+    pairs.reply_ids[span] = np.where(
+        pair.reply_ids < 0, -1, pair.reply_ids + REPLIES_PER_PAIR * number
+    )
+    pairs.weights[place] = 1
+    pairs.labels[place], pairs.margins[place] = pair.label, pair.margin
+    pairs.records[row, number] = pair.record
+    if pairs.reference_logprobs is not None:
+        pairs.reference_logprobs[row, number] = pair.reference_logprobs

@@ -25,8 +25,9 @@ from stepaudio_jax.data.batch import Batch, collate
 from stepaudio_jax.data.containers.base import Block
 from stepaudio_jax.data.containers.decoded_cache import MAX_CACHED_BYTES
 from stepaudio_jax.data.packing import Lookahead, RowPacker
+from stepaudio_jax.data.preference_pairs import PairFormat
 from stepaudio_jax.data.preprocessing import Preprocessor
-from stepaudio_jax.data.record import PreparedRecord, Visit
+from stepaudio_jax.data.record import EQUAL_PAIR, NO_VERDICT, PreparedRecord, Visit
 from stepaudio_jax.data.split_source import AnySource, open_stage_sources
 from stepaudio_jax.data.workers import WorkerPool
 from stepaudio_jax.errors import ConfigError, DataError
@@ -51,6 +52,7 @@ def batches(
     seed: int,
     auxiliary: AuxiliaryConfig | None = None,
     rows: Sequence[int] | None = None,
+    pair_format: PairFormat | None = None,
 ) -> "BatchIterator":
     """Returns endless training batches.
 
@@ -65,6 +67,7 @@ def batches(
         auxiliary: which labels of the clips the batches carry.
         rows: the rows of the global batch that this process computes (`parallel.local_rows`); None
             for all.
+        pair_format: how records of preferences become examples; None for dialogues.
 
     Raises:
         DataError: a source has no file or no record; later, from the iterator, a record cannot be
@@ -80,7 +83,9 @@ def batches(
         rows=config.batch_size,
         blocks=[source.blocks() for source in sources],
     )
-    prepare = Preprocessor(config, tokenizer, model, auxiliary, sources, seed=seed)
+    prepare = Preprocessor(
+        config, tokenizer, model, auxiliary, sources, seed=seed, pair_format=pair_format
+    )
     return BatchIterator(
         _PackedBatchIterator(config, sources, streams, prepare, seed=seed, rows=rows),
         config.prefetch_batches,
@@ -96,13 +101,15 @@ def evaluation_batches(
     rows: Sequence[int] | None = None,
     count: int | None = None,
     sources: Sequence[AnySource] | None = None,
+    pair_format: PairFormat | None = None,
 ) -> "BatchIterator":
     """Returns batches with every record once, in a fixed order, not augmented.
 
     The last batches are filled up with empty rows.
 
     Args:
-        config, tokenizer, model, auxiliary, rows: as for `batches`. Sources' weights do not apply.
+        config, tokenizer, model, auxiliary, rows, pair_format: as for `batches`. Sources' weights
+            do not apply.
         count: the number of batches, empty ones once the records are used up, so that several
             processes agree on it. None: as many as this process's records fill.
         sources: of `config`, if they are open already, by `open_stage_sources`.
@@ -117,7 +124,9 @@ def evaluation_batches(
     if sources is None:
         sources = open_stage_sources(config, tokenizer, model)
     streams = evaluation_streams([len(source) for source in sources], rows=config.batch_size)
-    prepare = Preprocessor(config, tokenizer, model, auxiliary, sources, seed=0)
+    prepare = Preprocessor(
+        config, tokenizer, model, auxiliary, sources, seed=0, pair_format=pair_format
+    )
     iterator = _PackedBatchIterator(
         config, sources, streams, prepare, seed=0, rows=rows, count=count
     )
@@ -141,7 +150,8 @@ class BatchIterator(grain.experimental.ThreadPrefetchDatasetIterator[Batch]):
         """Returns how many records this process has used so far; part of the state.
 
         "records" and "records/SOURCE" went into batches or are in a row that is still open;
-        "skipped_bad_audio", "skipped_too_long" and "skipped_bad_record" were skipped.
+        "skipped_bad_audio", "skipped_too_long" and "skipped_bad_record" were skipped, and so were
+        the pairs without a better reply, "skipped_equal_pair" and "skipped_no_verdict".
         """
         return dict(self.get_state()["counts"])
 
@@ -184,6 +194,8 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
         self._shape = prepare.shape
         self._names = [source.name for source in sources]
         self._data_signature = _data_signature(config, sources, seed)
+        if self._shape.pairs is not None:
+            self._data_signature["shares_prompt"] = self._shape.shares_prompt
         self._count = count
         self._num_batches = 0
         self._counts: collections.Counter[str] = collections.Counter()
@@ -251,7 +263,8 @@ class _PackedBatchIterator(grain.DatasetIterator[Batch]):
     def _count_record(self, record: PreparedRecord) -> None:
         if record.skipped:
             self._counts[f"skipped_{record.skipped}"] += 1
-            logger.warning("skipped: %s", truncate_words(record.message))
+            if record.skipped not in (EQUAL_PAIR, NO_VERDICT):
+                logger.warning("skipped: %s", truncate_words(record.message))
         else:
             self._counts["records"] += 1
             self._counts[f"records/{self._names[record.visit.source]}"] += 1

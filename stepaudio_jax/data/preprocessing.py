@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int32
@@ -30,6 +31,13 @@ from stepaudio_jax.data.augmentation import (
 from stepaudio_jax.data.batch import batch_shape, check_sizes
 from stepaudio_jax.data.clips import load_clip_within, open_clip_cache, probe_clip
 from stepaudio_jax.data.labels import LabelEncoder
+from stepaudio_jax.data.preference_pairs import (
+    PairFormat,
+    any_reply,
+    join_replies,
+    joined_size,
+    read_replies,
+)
 from stepaudio_jax.data.record import (
     AudioChunk,
     ChunkLabels,
@@ -52,6 +60,8 @@ from stepaudio_jax.data.views import RowLimits, ViewRenderer
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import format_path
 from stepaudio_jax.text import AudioPart, Message, TokenizedDialogue, Tokenizer
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +98,7 @@ class Preprocessor:
         auxiliary: which labels the chunks carry; None for none.
         sources: the records, in the order of `config.sources`, as `open_stage_sources` opens them.
         seed: of the augmentation.
+        pair_format: how records of preferences become examples; None for dialogues.
 
     Raises:
         ConfigError: the sizes contradict the model, or the cache of clips cannot be used.
@@ -102,6 +113,7 @@ class Preprocessor:
         sources: Sequence[AnySource],
         *,
         seed: int,
+        pair_format: PairFormat | None = None,
     ):
         check_sizes(config, tokenizer, model)
         self._config = config
@@ -122,7 +134,10 @@ class Preprocessor:
         )
         self._sources = sources
         self._seed = seed
-        self.shape = batch_shape(config, auxiliary, pad_token=tokenizer.special.pad)
+        self._pair_format = pair_format
+        self.shape = batch_shape(
+            config, auxiliary, pad_token=tokenizer.special.pad, pair_format=pair_format
+        )
 
     def __call__(self, visit: Visit) -> PreparedRecord:
         """Reads a record and prepares it.
@@ -134,7 +149,9 @@ class Preprocessor:
         rng = np.random.default_rng((self._seed, visit.source, visit.record, visit.epoch))
         try:
             record = self._sources[visit.source][visit.record]
-            return PreparedRecord(visit, self.examples(record, rng))
+            if self._pair_format is None:
+                return PreparedRecord(visit, self.examples(record, rng))
+            return PreparedRecord(visit, (self._pair_example(record, rng, visit),))
         except DataError as error:
             reason = skip_reason(error, self._config)
             if reason is None:
@@ -147,7 +164,9 @@ class Preprocessor:
         It can be pickled, and raises a DataError if a source can no longer be read.
         """
         settings = (self._config, self._tokenizer, self._model, self._auxiliary, self._seed)
-        return functools.partial(_open_preprocessor, *settings, part_indices(self._sources))
+        return functools.partial(
+            _open_preprocessor, *settings, self._pair_format, part_indices(self._sources)
+        )
 
     def examples(self, record: Record, rng: np.random.Generator) -> tuple[Example, ...]:
         """Returns the examples of a record.
@@ -159,14 +178,74 @@ class Preprocessor:
         Raises:
             DataError: the record cannot be used; names its origin, and the clip.
         """
+
+        def prepare(augmentation: AugmentationConfig) -> tuple[Example, ...]:
+            rendered = self._render(self._views.split(record.messages), augmentation, rng)
+            return tuple(self._join(group, rendered) for group in self._group(rendered.views))
+
+        return self._prepare(record, prepare)
+
+    def _pair_example(self, record: Record, rng: np.random.Generator, visit: Visit) -> Example:
+        """Returns the example of a record of preferences, whose replies share its clips.
+
+        Raises:
+            DataError: as of `examples`; or the record is left out, see `read_replies`.
+        """
+        assert self._pair_format is not None
+        unrelated = None
+        if self._pair_format.objective.loss == "kto":
+            unrelated = self._reply_of_next_record(visit)
+
+        def prepare(augmentation: AugmentationConfig) -> Example:
+            try:
+                return self._join_replies(record, unrelated, augmentation, rng, visit)
+            except DataError as error:
+                if unrelated is None or error.kind != "too_long":
+                    raise
+                # The other replies may fit by themselves; the KL is estimated without this one.
+                return self._join_replies(record, None, augmentation, rng, visit)
+
+        return self._prepare(record, prepare)
+
+    def _join_replies(
+        self,
+        record: Record,
+        unrelated: Message | None,
+        augmentation: AugmentationConfig,
+        rng: np.random.Generator,
+        visit: Visit,
+    ) -> Example:
+        """Renders the replies of a record, and joins them into one example."""
+        pair_format = self._pair_format
+        assert pair_format is not None
+        labeled = read_replies(record, pair_format.objective, unrelated)
+        rendered = self._render(labeled.dialogues, augmentation, rng)
+        self._check_pair_fits(rendered.views)
+        names = list(dict.fromkeys(name for view in rendered.views for _, name in view.clips))
+        first_chunk = rendered.first_chunks(names)
+        reference = pair_format.reference_logprobs
+        return join_replies(
+            labeled,
+            rendered.views,
+            lambda view: self._audio_index(view, rendered.clips, first_chunk),
+            tuple(chunk for name in names for chunk in rendered.chunks[name]),
+            shares_prompt=pair_format.shares_prompt,
+            record=(visit.source, visit.record),
+            reference_logprobs=(
+                None if reference is None else reference[visit.source][visit.record]
+            ),
+        )
+
+    def _prepare(self, record: Record, prepare: Callable[[AugmentationConfig], _T]) -> _T:
+        """Calls `prepare`; without changes that lengthen the clips if it is too long with them."""
         augmentation = self._config.augmentation
         with record_error_context(record, self._config.on_too_long):
             try:
-                return self._examples(record, augmentation, rng)
+                return prepare(augmentation)
             except DataError as error:
                 if error.kind != "too_long" or not can_lengthen(augmentation):
                     raise
-                return self._examples(record, without_lengthening(augmentation), rng)
+                return prepare(without_lengthening(augmentation))
 
     def check(self, record: Record, *, decode: bool) -> Content:
         """Checks that a record can be used, and returns what it holds.
@@ -178,23 +257,61 @@ class Preprocessor:
         Raises:
             DataError: it cannot be used, as far as that is known without decoding its clips.
         """
-        if decode:
+        if decode and self._pair_format is None:
             self.examples(record, np.random.default_rng(self._seed))
         with record_error_context(record, self._config.on_too_long):
-            dialogues = self._views.split(record.messages)
+            dialogues = self._dialogues(record)
+            if decode and self._pair_format is not None:
+                self._render(dialogues, AugmentationConfig(), np.random.default_rng(self._seed))
             clips = {name: self._probe(part) for name, part in _distinct_clips(dialogues).items()}
-            for messages in dialogues:
-                self._check_fits(self._tokenize(messages, clips), clips)
+            views = [self._tokenize(messages, clips) for messages in dialogues]
+            for view in views:
+                self._check_fits(view, clips)
+            if self._pair_format is not None:
+                self._check_pair_fits(views)
             for clip in clips.values():
                 if self._label_encoder and clip.num_encoded_chunks:
                     self._label_encoder.label(clip.part, tuple(filter(None, clip.chunk_tokens)))
         return count_content(record, [clip.samples for clip in clips.values()])
 
-    def _examples(
-        self, record: Record, augmentation: AugmentationConfig, rng: np.random.Generator
-    ) -> tuple[Example, ...]:
+    def _dialogues(self, record: Record) -> list[tuple[Message, ...]]:
+        """Returns the dialogues, one for each view, that a record is rendered as."""
+        if self._pair_format is None:
+            return self._views.split(record.messages)
+        return read_replies(record, self._pair_format.objective).dialogues
+
+    def _reply_of_next_record(self, visit: Visit) -> Message | None:
+        """Returns a reply to another prompt of the source; None where the next record has none."""
+        source = self._sources[visit.source]
+        if len(source) == 1:
+            return None
+        try:
+            return any_reply(source[(visit.record + 1) % len(source)])
+        except DataError:  # it is reported when it is its turn
+            return None
+
+    def _check_pair_fits(self, views: Sequence[TokenizedDialogue]) -> None:
+        """Checks that the replies of a record fit an empty row together."""
+        assert self._pair_format is not None
+        shares_prompt = self._pair_format.shares_prompt
+        size = joined_size(views, shares_prompt=shares_prompt)
+        if size <= self._config.seq_len:
+            return
+        prompt = "their prompt" if shares_prompt else "a prompt for each"
+        raise DataError(
+            f"the replies with {prompt} take {size} tokens, more than"
+            f" seq_len={self._config.seq_len}; raise it",
+            kind="too_long",
+        )
+
+    def _render(
+        self,
+        dialogues: Sequence[tuple[Message, ...]],
+        augmentation: AugmentationConfig,
+        rng: np.random.Generator,
+    ) -> "_Rendered":
+        """Decodes the clips of dialogues and renders each as a view."""
         # The order of the random draws decides the sound: clips, silence, then masks.
-        dialogues = self._views.split(record.messages)
         clips = {
             name: self._load(part, augmentation, rng)
             for name, part in _distinct_clips(dialogues).items()
@@ -207,7 +324,7 @@ class Preprocessor:
             self._check_fits(view, clips)
             views.append(view)
         chunks = {name: self._audio_chunks(clip, augmentation, rng) for name, clip in clips.items()}
-        return tuple(self._join(group, clips, chunks) for group in self._group(views))
+        return _Rendered(views, clips, chunks)
 
     def _load(
         self, part: AudioPart, augmentation: AugmentationConfig, rng: np.random.Generator
@@ -291,18 +408,10 @@ class Preprocessor:
                 groups.append([view])
         return groups
 
-    def _join(
-        self,
-        views: Sequence[TokenizedDialogue],
-        clips: dict[str, Clip],
-        chunks: dict[str, list[AudioChunk]],
-    ) -> Example:
+    def _join(self, views: Sequence[TokenizedDialogue], rendered: "_Rendered") -> Example:
         """Joins a group of views into one example."""
         names = list(dict.fromkeys(name for view in views for _, name in view.clips))
-        first_chunk, num_chunks = {}, 0
-        for name in names:
-            first_chunk[name] = num_chunks
-            num_chunks += len(chunks[name])
+        clips, first_chunk = rendered.clips, rendered.first_chunks(names)
         pad = np.int32(self._tokenizer.special.pad)
         sizes = [view.tokens.size for view in views]
         return Example(
@@ -316,7 +425,7 @@ class Preprocessor:
             audio_index=np.concatenate(
                 [self._audio_index(view, clips, first_chunk) for view in views]
             ),
-            chunks=tuple(chunk for name in names for chunk in chunks[name]),
+            chunks=tuple(chunk for name in names for chunk in rendered.chunks[name]),
         )
 
     def _audio_index(
@@ -334,16 +443,36 @@ class Preprocessor:
         return index
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rendered:
+    """Holds the views of a record, its clips by name, and the chunks of each that have tokens."""
+
+    views: list[TokenizedDialogue]
+    clips: dict[str, Clip]
+    chunks: dict[str, list[AudioChunk]]
+
+    def first_chunks(self, names: Sequence[str]) -> dict[str, int]:
+        """Returns the number of each clip's first chunk, where these clips follow each other."""
+        first_chunk, num_chunks = {}, 0
+        for name in names:
+            first_chunk[name] = num_chunks
+            num_chunks += len(self.chunks[name])
+        return first_chunk
+
+
 def _open_preprocessor(
     config: DataConfig,
     tokenizer: Tokenizer,
     model: ModelConfig,
     auxiliary: AuxiliaryConfig | None,
     seed: int,
+    pair_format: PairFormat | None,
     indices: Sequence[PartIndex | None],
 ) -> Preprocessor:
     sources = open_stage_sources(config, tokenizer, model, indices)
-    return Preprocessor(config, tokenizer, model, auxiliary, sources, seed=seed)
+    return Preprocessor(
+        config, tokenizer, model, auxiliary, sources, seed=seed, pair_format=pair_format
+    )
 
 
 def _shift_left(values: np.ndarray, last: np.generic) -> np.ndarray:

@@ -17,8 +17,12 @@ from stepaudio_jax.audio.lengths import SAMPLE_RATE
 from stepaudio_jax.config import DataConfig, OnTooLong
 from stepaudio_jax.data.annotations import Annotation
 from stepaudio_jax.data.timed_turns import segments_obstacle, turn_groups
-from stepaudio_jax.errors import AudioError, DataError, TextError
+from stepaudio_jax.errors import AudioError, DataError, DataErrorKind, TextError
 from stepaudio_jax.text.dialogue import Message
+
+# Pairs that say nothing about which reply is better are left out and counted; they are no error.
+EQUAL_PAIR: DataErrorKind = "equal_pair"
+NO_VERDICT: DataErrorKind = "no_verdict"
 
 _PLACEHOLDER = re.compile(r"<audio>|<\|AUDIO\|>", re.IGNORECASE)
 
@@ -42,12 +46,15 @@ class Record:
         origin: the file and line it was read from (`file:line`), for error messages.
         reference_reply: a good answer to the last message, or the preferred one of a pair.
         rejected_reply: one that is worse than the reference.
+        reference_reasoning, rejected_reasoning: the thoughts before that reply; None if they are
+            not known.
         margin: by how many levels the reference is better than the rejected reply.
         rubric: what a reply is judged by.
         reference_meets, rejected_meets: for each criterion, whether that reply meets it.
         reference_critique, rejected_critique: a critique of that reply, written before the replies
             are compared.
         answer: what a verifier compares a reply with.
+        label: whether the dialogue's last reply is a good one; None if that is not said.
         sampling: its own sampling settings (see `generation.Sampling`).
         annotations: what people said of the two replies, each with a verdict of their own.
     """
@@ -58,6 +65,8 @@ class Record:
     origin: str
     reference_reply: str | None = None
     rejected_reply: str | None = None
+    reference_reasoning: str | None = None
+    rejected_reasoning: str | None = None
     margin: int | None = None
     rubric: tuple[Criterion, ...] = ()
     reference_meets: tuple[bool, ...] = ()
@@ -65,6 +74,7 @@ class Record:
     reference_critique: str | None = None
     rejected_critique: str | None = None
     answer: str | None = None
+    label: bool | None = None
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     annotations: tuple[Annotation, ...] = ()
 
@@ -149,6 +159,29 @@ class AudioChunk:
 
 
 @dataclasses.dataclass(frozen=True)
+class PairTargets:
+    """Holds what an example of a preference record adds; T is the example's number of tokens.
+
+    Attributes:
+        prefix_ids: the segment that a token's own continues; -1 for none.
+        reply_ids: the reply (`preference_pairs.CHOSEN` and so on) whose token is the target here;
+            -1 for none.
+        label: the probability that the chosen reply is the better one.
+        margin: by how many levels it is better.
+        record: index of its source, and its own.
+        reference_logprobs: log-probabilities of each reply by the reference policy, summed over its
+            tokens, NaN where there is none; None where they are not known beforehand.
+    """
+
+    prefix_ids: Int32[np.ndarray, " T"]
+    reply_ids: Int32[np.ndarray, " T"]
+    label: float
+    margin: float
+    record: tuple[int, int]
+    reference_logprobs: Float32[np.ndarray, " replies"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Example:
     """Holds what is packed in one piece: training views of one record that share its audio.
 
@@ -162,6 +195,7 @@ class Example:
         segment_ids: 0, 1, .. for the views.
         audio_index: chunk (of this example) * embeddings per chunk + offset; -1 for text.
         chunks: the audio chunks that have tokens, in order.
+        pair: of a preference record, whose views are its replies; else None.
     """
 
     tokens: Int32[np.ndarray, " T"]
@@ -171,6 +205,7 @@ class Example:
     segment_ids: Int32[np.ndarray, " T"]
     audio_index: Int32[np.ndarray, " T"]
     chunks: tuple[AudioChunk, ...]
+    pair: PairTargets | None = None
 
     @property
     def num_segments(self) -> int:
@@ -224,7 +259,7 @@ def record_error_context(record: Record, on_too_long: OnTooLong = "error") -> It
         raise DataError(f"{record.origin}: {error}") from None
     except DataError as error:
         if error.kind != "too_long":
-            raise DataError(f"{record.origin}: {error}") from None
+            raise DataError(f"{record.origin}: {error}", kind=error.kind) from None
         advice = _advice_on_length(record, on_too_long)
         raise DataError(f"{record.origin}: {error}, {advice}", kind="too_long") from None
 
@@ -240,5 +275,7 @@ def _advice_on_length(record: Record, on_too_long: OnTooLong) -> str:
 
 
 def skip_reason(error: DataError, config: DataConfig) -> str | None:
-    """Returns the error's kind if the configuration skips such records; None if it ends the run."""
+    """Returns the error's kind if such records are skipped; None if it ends the run."""
+    if error.kind in (EQUAL_PAIR, NO_VERDICT):
+        return error.kind
     return error.kind if getattr(config, f"on_{error.kind}") == "skip" else None

@@ -90,6 +90,11 @@ class Judge:
         """Returns the number of questions that the cache could not answer."""
         return self._source.num_generated
 
+    @property
+    def says_criteria(self) -> bool:
+        """Returns whether verdicts with a rubric say of each criterion whether a reply meets it."""
+        return self._prompt.rubric != "ordinal"
+
     def prefetch(self, pair: ReplyPair) -> None:
         """Begins to ask about a pair that `judge` will be called with; returns at once."""
         self._source.prefetch([question.query for question in self._questions(pair)])
@@ -351,7 +356,7 @@ def make_judge(
         return None
     return Judge(
         backend,
-        JudgePrompt(config.prompt, levels=config.preference_levels),
+        JudgePrompt(config.prompt, levels=config.preference_levels, rubric=config.rubric),
         cache=cache,
         concurrency=config.concurrency,
         max_abstention_rate=config.max_abstention_rate,

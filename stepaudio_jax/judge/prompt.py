@@ -14,6 +14,7 @@ import string
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
+from stepaudio_jax.config import RubricUse
 from stepaudio_jax.data import Criterion
 from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.judge.query import Query
@@ -36,7 +37,7 @@ class JudgeQuestion:
 
     Attributes:
         text: sent to the judge.
-        criteria: number of criteria in the rubric.
+        criteria: number of criteria of which the answer says whether each reply meets them.
         code: code that the verdict must carry; None where the template asks for none.
         in_material: comparisons that the material spells out: a verdict with one of these and no
             code may be a quotation.
@@ -63,15 +64,20 @@ class JudgePrompt:
             dialogue, with no other field between. Braces of the text itself are doubled. None for
             the project's template.
         levels: levels of the scale that the judge may use.
+        rubric: what the judge is asked with a rubric: of each criterion whether a reply meets it,
+            one comparison in the light of all criteria, or both.
 
     Raises:
         ConfigError: a field is missing, unknown, repeated or lacks its fence; names the file.
     """
 
-    def __init__(self, path: PathLike | None = None, *, levels: int = 7):
+    def __init__(
+        self, path: PathLike | None = None, *, levels: int = 7, rubric: RubricUse = "criteria"
+    ):
         self._path = _DEFAULT_TEMPLATE if path is None else to_path(path)
         self.template = read_text(self._path)
         self.levels = levels
+        self.rubric: RubricUse = rubric
         self._comparisons = tuple(comparisons(levels))
         try:
             fields = [
@@ -101,19 +107,20 @@ class JudgePrompt:
         criterion_texts = [criterion.text for criterion in rubric]
         material = [*itertools.chain.from_iterable(turns), reply_a, reply_b, *criterion_texts]
         fence = make_fence(material)
+        num_criteria = 0 if self.rubric == "ordinal" else len(rubric)
         text = self.template.format(
             fence=fence,
             dialogue="\n".join(f"{fence} {label}: {text}" for label, text in turns),
             reply_a=reply_a,
             reply_b=reply_b,
-            criteria=_criteria_section(fence, criterion_texts),
-            form=_answer_form(fence, with_criteria=bool(rubric)),
+            criteria=_criteria_section(fence, rubric, self.rubric),
+            form=_answer_form(fence, with_criteria=num_criteria > 0),
             comparisons=", ".join(f'"{comparison}"' for comparison in self._comparisons),
         )
         if not self._asks_for_code:
-            return JudgeQuestion(text, len(rubric))
+            return JudgeQuestion(text, num_criteria)
         in_material = comparisons_in_material(material, self._comparisons)
-        return JudgeQuestion(text, len(rubric), fence, in_material)
+        return JudgeQuestion(text, num_criteria, fence, in_material)
 
     def _check_fields(self, fields: Sequence[str]) -> None:
         others = [name for name in fields if name != _FENCE]
@@ -193,13 +200,22 @@ def _labelled_parts(message: Message) -> Iterator[tuple[str, str]]:
 # The texts below are part of what trained judges have learned: they must not change.
 
 
-def _criteria_section(fence: str, criteria: Sequence[str]) -> str:
-    if not criteria:
+def _criteria_section(fence: str, rubric: Sequence[Criterion], use: RubricUse) -> str:
+    if not rubric:
         return ""
-    heading = "Say besides, of each criterion and for each reply, whether the reply meets it:"
-    lines = (f"{fence} {number}. {text}" for number, text in enumerate(criteria, 1))
+    asked = "Say besides, of each criterion and for each reply, whether the reply meets it:"
+    weighed = (
+        "Compare the replies by these criteria; the number in brackets is how much a criterion "
+        "counts, below 0 where a reply should not meet it:"
+    )
+    with_weights = use != "criteria"
+    lines = (
+        f"{fence} {number}. {f'({criterion.weight:+g}) ' if with_weights else ''}{criterion.text}"
+        for number, criterion in enumerate(rubric, 1)
+    )
+    headings = {"criteria": asked, "ordinal": weighed, "both": f"{weighed}\n{asked}"}
     listed = "\n".join(lines)
-    return f"\n{heading}\n{listed}\n{fence} end\n"
+    return f"\n{headings[use]}\n{listed}\n{fence} end\n"
 
 
 def _answer_form(fence: str, *, with_criteria: bool) -> str:

@@ -52,7 +52,7 @@ def judge_dialogues(record: Record, prompt: JudgePrompt) -> Iterator[dict[str, A
         DataError: the record lacks a reply, a critique or, for its rubric, what each reply meets;
             or its margin is not a level of the scale.
     """
-    pair = _reply_pair(record)
+    pair = _reply_pair(record, says_criteria=prompt.rubric != "ordinal")
     highest = prompt.levels // 2
     margin = record.margin if record.margin is not None else max(highest - 1, 1)
     if not 0 <= margin <= highest:
@@ -71,7 +71,7 @@ def judge_dialogues(record: Record, prompt: JudgePrompt) -> Iterator[dict[str, A
         reply_b, meets_b, critique_b = second
         question = prompt.question(record.messages, reply_a, reply_b, record.rubric)
         verdict: dict[str, Any] = {"comparison": comparison_of_level[level]}
-        if record.rubric:
+        if question.criteria:
             verdict["criteria"] = [{"a": a, "b": b} for a, b in zip(meets_a, meets_b, strict=True)]
         if question.code is not None:
             verdict["code"] = question.code
@@ -120,7 +120,9 @@ def evaluate_judge(judge: Judge, records: Sequence[Record]) -> JudgeReport:
     """
     if not records:
         raise DataError("there are no pairs to ask the judge about; give at least one preference")
-    judgements = judge.judge([_reply_pair(record) for record in records])
+    judgements = judge.judge(
+        [_reply_pair(record, says_criteria=judge.says_criteria) for record in records]
+    )
     agreement: list[float] = []
     biased: list[bool] = []
     agreement_by_size: dict[float, list[float]] = collections.defaultdict(list)
@@ -151,8 +153,12 @@ def evaluate_judge(judge: Judge, records: Sequence[Record]) -> JudgeReport:
     )
 
 
-def _reply_pair(record: Record) -> ReplyPair:
+def _reply_pair(record: Record, *, says_criteria: bool) -> ReplyPair:
     """Returns the record's replies, the better one first.
+
+    Args:
+        record: of two replies.
+        says_criteria: whether the judge says of each criterion whether a reply meets it.
 
     Raises:
         DataError: the record lacks a reply, a critique, or what each reply meets of the rubric.
@@ -162,8 +168,13 @@ def _reply_pair(record: Record) -> ReplyPair:
             f"{record.origin}: needs a better and a worse reply: 'chosen' and 'rejected'"
         )
     num_criteria = len(record.rubric)
-    if record.rubric and (
-        len(record.reference_meets) != num_criteria or len(record.rejected_meets) != num_criteria
+    if (
+        says_criteria
+        and record.rubric
+        and (
+            len(record.reference_meets) != num_criteria
+            or len(record.rejected_meets) != num_criteria
+        )
     ):
         raise DataError(
             f"{record.origin}: its rubric has {num_criteria} criteria; 'reference_meets' and "
@@ -181,7 +192,7 @@ def _reply_pair(record: Record) -> ReplyPair:
 
 def _criteria_agreement(record: Record, original: Verdict, swapped: Verdict) -> list[bool]:
     """Returns for each criterion, reply and order whether the judge is right about it."""
-    if not record.rubric:
+    if not original.first_met:
         return []
     judged_and_true = (
         (original.first_met, record.reference_meets),

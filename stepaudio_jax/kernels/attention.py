@@ -55,7 +55,8 @@ def attention(
         query_segment_ids: 0 for padding, whose queries return undefined values.
         key_segment_ids: the segment of each key.
         query_prefix_ids: the segment that several segments of a row share as their beginning, -1
-            for none. Only kernels that take a mask allow it (see `supports_shared_prefix`).
+            for none; it lies before them in the row. How many may share one depends on the kernel
+            (see `supports_shared_prefix`).
         compute: which kernel, and the rules.
         query_axes: logical axes of the query's dimensions. Keys have the same, but their
             tokens are never sharded.
@@ -69,10 +70,9 @@ def attention(
             prefixes, or the mesh shards heads unevenly.
     """
     kernel = choose_kernel(compute)
-    if query_prefix_ids is not None and not supports_shared_prefix(compute):
+    if query_prefix_ids is not None and kernel in _SPLASH_KERNELS and not causal:
         raise ConfigError(
-            f"compute.attention={kernel!r} does not support shared prefixes: a query "
-            "attends to the keys of one segment only"
+            f"compute.attention={kernel!r} does not support shared prefixes without a causal mask"
         )
     mask = AttentionMask(query_segment_ids, key_segment_ids, query_prefix_ids)
     mesh, query_spec = current_mesh(), activation_spec(query_axes, compute.rules)
@@ -131,9 +131,17 @@ def choose_kernel(compute: ComputeConfig) -> AttentionKernel:
     return compute.attention
 
 
-def supports_shared_prefix(compute: ComputeConfig) -> bool:
-    """Returns whether the kernel lets a query attend to two segments: those that take a mask do."""
-    return choose_kernel(compute) not in _SPLASH_KERNELS
+def supports_shared_prefix(compute: ComputeConfig, continuations: int | None = None) -> bool:
+    """Returns whether segments of a row may share a prefix: attend to the keys of two segments.
+
+    Args:
+        compute: which kernel.
+        continuations: of a prefix, at most; None for any number. Kernels that take a mask allow any
+            number, splash attention two.
+    """
+    if choose_kernel(compute) not in _SPLASH_KERNELS:
+        return True
+    return continuations is not None and continuations <= 2
 
 
 def _xla_attention(

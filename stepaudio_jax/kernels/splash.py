@@ -1,5 +1,6 @@
 """Splash attention, JAX's Pallas kernel for TPU: no [T, kv_len] array, masked blocks skipped."""
 
+import dataclasses
 import functools
 
 import jax
@@ -18,6 +19,7 @@ from stepaudio_jax.kernels.partitioning import current_mesh, num_shards
 _LANES = 128  # of the TPU's vector unit: lengths are padded to multiples of it
 _MAX_BLOCK = 512
 _PADDING_SEGMENT = -1  # of padding, which attends to itself alone
+_ABSENT_SEGMENT = -2  # of keys to which no query attends
 
 Kernel = splash_attention_kernel.SplashAttentionKernel
 
@@ -32,7 +34,11 @@ def splash_attention(
     query_spec: PartitionSpec,
     interpret: bool = False,
 ) -> Float[Array, "B T N D"]:
-    """Computes `attention.attention` by the splash kernel, for masks without prefixes.
+    """Computes `attention.attention` by the splash kernel.
+
+    The kernel compares one id of a query with one id of a key. Where segments continue a prefix,
+    the row's keys stand twice: a prefix shares the segment of its first continuation, and its
+    second copy has that of the other one. There may be at most two, and `causal` must hold.
 
     Args:
         query: of any length; it is padded to whole blocks.
@@ -49,10 +55,16 @@ def splash_attention(
         query_shards, head_shards = (num_shards(mesh, axes) for axes in query_spec[1:3])
     tokens = query.shape[1]
     query_len, kv_len = _padded_length(tokens, query_shards), _padded_length(key.shape[1])
+    query_ids = mask.query_segment_ids
+    keys, values, key_ids = [_pad(key, kv_len)], [_pad(value, kv_len)], [mask.key_segment_ids]
+    if mask.query_prefix_ids is not None:
+        query_ids, key_ids = _ids_of_two_copies(mask)
+        keys, values = keys * 2, values * 2
     kernel = _make_kernel(
         query.shape[2],
         query_len,
         kv_len,
+        key_copies=len(keys),
         causal=causal,
         head_shards=head_shards,
         query_shards=query_shards,
@@ -60,10 +72,10 @@ def splash_attention(
     )
     operands = (
         _pad(query, query_len),
-        _pad(key, kv_len),
-        _pad(value, kv_len),
-        _pad(mask.query_segment_ids, query_len, _PADDING_SEGMENT),
-        _pad(mask.key_segment_ids, kv_len, _PADDING_SEGMENT),
+        jnp.concatenate(keys, axis=1),
+        jnp.concatenate(values, axis=1),
+        _pad(query_ids, query_len, _PADDING_SEGMENT),
+        jnp.concatenate([_pad(ids, kv_len, _PADDING_SEGMENT) for ids in key_ids], axis=1),
     )
     if mesh is None:
         return _run_kernel(kernel, *operands)[:, :tokens]
@@ -89,6 +101,7 @@ def _make_kernel(
     query_len: int,
     kv_len: int,
     *,
+    key_copies: int,
     causal: bool,
     head_shards: int,
     query_shards: int,
@@ -96,9 +109,13 @@ def _make_kernel(
 ) -> Kernel:
     """Builds the kernel for the whole (padded) lengths, by shards of heads and of queries."""
     shape = (query_len, kv_len)
-    head_mask: splash_attention_mask.Mask = (
-        splash_attention_mask.CausalMask(shape) if causal else splash_attention_mask.FullMask(shape)
-    )
+    head_mask: splash_attention_mask.Mask
+    if key_copies > 1:
+        head_mask = _CausalCopies(query_len, kv_len, key_copies)
+    elif causal:
+        head_mask = splash_attention_mask.CausalMask(shape)
+    else:
+        head_mask = splash_attention_mask.FullMask(shape)
     query_block = min(query_len // query_shards, _MAX_BLOCK)
     kv_block = min(kv_len, _MAX_BLOCK)
     block_sizes = splash_attention_kernel.BlockSizes(
@@ -122,6 +139,53 @@ def _make_kernel(
             interpret=interpret,
         )
         return jax.tree.map(np.asarray, kernel)
+
+
+@dataclasses.dataclass(frozen=True)
+class _CausalCopies(splash_attention_mask.Mask):
+    """The causal mask over each of several copies of a row's keys.
+
+    Attributes:
+        query_len, kv_len: of the row.
+        copies: of its keys, end to end.
+    """
+
+    query_len: int
+    kv_len: int
+    copies: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.query_len, self.kv_len * self.copies
+
+    def __getitem__(self, idx: tuple[slice, slice]) -> np.ndarray:
+        queries = np.arange(self.query_len)[idx[0]]
+        keys = np.arange(self.kv_len * self.copies)[idx[1]] % self.kv_len
+        visible: np.ndarray = queries[:, None] >= keys
+        return visible
+
+
+def _ids_of_two_copies(mask: AttentionMask) -> tuple[jax.Array, list[jax.Array]]:
+    """Returns the ids of the queries [B,T], and those of the keys in both of their copies.
+
+    A key of a prefix has the id of its first continuation in the first copy, and that of another
+    one, if there is one, in the second. All other keys are in the first copy only.
+    """
+    assert mask.query_prefix_ids is not None
+
+    def of_row(segments: jax.Array, prefixes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        has_prefix = prefixes >= 0
+        # Segment ids count from 0 to the number of tokens; one place more for tokens without one.
+        size = segments.size + 2
+        prefixes = jnp.where(has_prefix, prefixes, size - 1)
+        first = jax.ops.segment_min(segments, prefixes, num_segments=size)[segments]
+        last = jax.ops.segment_max(segments, prefixes, num_segments=size)[segments]
+        is_prefix = jnp.zeros(size, bool).at[prefixes].set(has_prefix)[segments]
+        ids = jnp.where(is_prefix, first, segments)
+        return ids, jnp.where(is_prefix & (last != first), last, _ABSENT_SEGMENT)
+
+    ids, copy_ids = jax.vmap(of_row)(mask.query_segment_ids, mask.query_prefix_ids)
+    return ids, [ids, copy_ids]
 
 
 def _run_kernel(

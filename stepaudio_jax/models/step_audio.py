@@ -54,11 +54,16 @@ class StepAudio(nnx.Module):
         """
         rows, chunks = mel_lengths.shape
         features = self.encoder(mel.reshape(rows * chunks, *mel.shape[2:]), mel_lengths.reshape(-1))
-        outputs = self.adaptor(features)
-        return (
-            features.reshape(rows, chunks, *features.shape[1:]),
-            outputs.reshape(rows, chunks, *outputs.shape[1:]),
-        )
+        features = features.reshape(rows, chunks, *features.shape[1:])
+        return features, self.adapt_chunks(features)
+
+    def adapt_chunks(
+        self, features: Float[Array, "B C audio_frames enc_hidden"]
+    ) -> Float[Array, "B C audio_tokens H"]:
+        """Applies the adaptor to the encoder's features of every chunk."""
+        rows, chunks = features.shape[:2]
+        outputs = self.adaptor(features.reshape(rows * chunks, *features.shape[2:]))
+        return outputs.reshape(rows, chunks, *outputs.shape[1:])
 
     def encode_audio(
         self, mel: Float[Array, "B C mel_bins mel_frames"], mel_lengths: Int[Array, "B C"]

@@ -18,17 +18,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from stepaudio_jax.config import Config, LoRAConfig
+from stepaudio_jax.config import Config, Distillation, LoRAConfig, Preference
 from stepaudio_jax.data import abstract_batch, batch_shape
+from stepaudio_jax.data.preference_pairs import PairFormat
 from stepaudio_jax.errors import ConfigError
+from stepaudio_jax.models import abstract_parameters, supports_shared_prefix
 from stepaudio_jax.parallel import batch_sharding, check_batch_divisible, make_mesh, replicated
 from stepaudio_jax.planning.topology import Topology
 from stepaudio_jax.storage import folder_is_here
 from stepaudio_jax.tpu_compiler import TPU_ENVIRONMENT
-from stepaudio_jax.training import abstract_train_state, make_train_step
+from stepaudio_jax.training import abstract_train_state, make_stage_step
 from stepaudio_jax.training.initial_weights import initial_adapter
+from stepaudio_jax.training.reference_logprobs import ReferenceLogprobs
+from stepaudio_jax.training.teacher import TeacherDef, define_teacher, teacher_shardings
 
 Effort = Literal["quick", "full"]
 """How hard the compiler optimizes: "full" is what a job is compiled with.
@@ -115,27 +120,52 @@ def compile_train_step(
             config, index, config.model, mesh, find_initial_adapter(config)
         )
         state = start.abstract
-        shape = batch_shape(stage.data, stage.auxiliary, pad_token=0)
+        pair_format = None
+        if isinstance(stage.objective, Preference):
+            stored: ReferenceLogprobs | None = [] if stage.objective.precompute_reference else None
+            shares_prompt = supports_shared_prefix(
+                config.compute, stage.objective.replies_per_record
+            )
+            pair_format = PairFormat(stage.objective, shares_prompt, stored)
+        shape = batch_shape(stage.data, stage.auxiliary, pad_token=0, pair_format=pair_format)
         rows = batch_sharding(config.compute.rules, mesh)
         batch = jax.tree.map(
             lambda leaf: abstract_array(leaf, rows), abstract_batch(stage.data.batch_size, shape)
         )
+        teacher_def = None
+        arguments: tuple[Any, ...] = (state, batch)
+        if isinstance(stage.objective, Distillation):
+            teacher_def = define_teacher(config, stage.objective.teacher, config.model)
+            arguments += (abstract_teacher(config, teacher_def, mesh),)
         step = jax.jit(
-            make_train_step(start.model_def, stage, start.optimizer),
+            make_stage_step(start.model_def, stage, start.optimizer, teacher_def),
             donate_argnums=0,
             out_shardings=(start.shardings, replicated(mesh)),
         )
-        lowered = step.trace(state, batch).lower(lowering_platforms=("tpu",))
-        compiled, footprint = compile_lowered(lowered, (state, batch), effort, kind)
+        lowered = step.trace(*arguments).lower(lowering_platforms=("tpu",))
+        compiled, footprint = compile_lowered(lowered, arguments, effort, kind)
     return CompiledStep(
         compiled,
         footprint,
         parameter_bytes=bytes_per_device(
-            (state.trainable, state.frozen_params, state.frozen_lora_params)
+            (
+                *arguments[2:],
+                *(state.trainable, state.frozen_params, state.frozen_lora_params),
+                *(state.reference_params, state.reference_lora_params),
+            )
         ),
         optimizer_bytes=bytes_per_device(state.opt_state),
         compile_seconds=time.perf_counter() - started,
         devices=list(mesh.devices.flat),
+    )
+
+
+def abstract_teacher(config: Config, teacher: TeacherDef, mesh: Mesh) -> Any:
+    """Returns a teacher's parameters as shapes with shardings."""
+    return jax.tree.map(
+        lambda leaf, sharding: abstract_array(leaf, sharding, jnp.dtype(config.compute.dtype)),
+        abstract_parameters(teacher.config),
+        teacher_shardings(config, teacher, mesh),
     )
 
 

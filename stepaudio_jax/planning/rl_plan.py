@@ -31,6 +31,7 @@ from stepaudio_jax.parallel import (
 from stepaudio_jax.planning.compile import (
     Effort,
     abstract_array,
+    abstract_teacher,
     bytes_per_device,
     compile_lowered,
     compile_only_devices,
@@ -51,6 +52,7 @@ from stepaudio_jax.rl.packing import RolloutBatch
 from stepaudio_jax.rl.policy_update import PolicyTargets, PolicyUpdate, UpdateScalars
 from stepaudio_jax.training import abstract_train_state
 from stepaudio_jax.training.initial_weights import adapters_before_stage
+from stepaudio_jax.training.teacher import define_teacher
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,9 @@ def _make_rl_plan(config: Config, index: int, topology: Topology, effort: Effort
     mesh = make_mesh(config.mesh, devices)
     check_batch_divisible(config, mesh)
     update = _compile_update(config, index, mesh, topology.kind, effort)
+    teacher = None
+    if (folder := stage.policy_gradient.teacher) is not None:
+        teacher = abstract_teacher(config, define_teacher(config, folder, config.model), mesh)
     bytes_by_part: dict[str, Any] = {
         "policy_bytes_per_chip": bytes_per_device(
             (
@@ -118,7 +123,7 @@ def _make_rl_plan(config: Config, index: int, topology: Topology, effort: Effort
             )
         ),
         "reference_bytes_per_chip": bytes_per_device(
-            (update.state.reference_params, update.state.reference_lora_params)
+            (update.state.reference_params, update.state.reference_lora_params, teacher)
         ),
         "optimizer_bytes_per_chip": bytes_per_device(update.state.opt_state),
         "gradient_bytes_per_chip": bytes_per_device(update.gradients),
@@ -259,7 +264,7 @@ def _abstract_batch(
         advantages=values,
         old_logprobs=values if objective.updates_per_step > 1 else None,
         sampler_logprobs=values,
-        reference_logprobs=values if objective.needs_reference_params else None,
+        reference_logprobs=values if objective.has_reference else None,
         returns=values,
         old_values=values,
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num, Shaped
+from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import PolicyGradient
@@ -67,7 +67,8 @@ def compute_advantages(
 
     Rollouts are masked where the judge abstained, and where the number of correct replies to their
     prompt is outside `config.num_correct_range`: such a prompt teaches nothing yet, or nothing more
-    (Step-Audio-R1, section 3.3).
+    (Step-Audio-R1, section 3.3). With `config.mask_truncated`, truncated ones are masked too, but
+    their rewards stay in the baseline of their prompt.
 
     Args:
         rollouts: all rollouts of a step, those of a prompt together.
@@ -78,6 +79,9 @@ def compute_advantages(
             token.
     """
     valid = _valid_rollouts(rollouts, rewards, config)
+    trained = valid
+    if config.mask_truncated:
+        trained = valid & ~np.array([rollout.truncated for rollout in rollouts])
     scores = np.array([reward.value or 0.0 for reward in rewards], np.float32)
     mask = jnp.asarray(_pad(_ones(rollouts)))
     penalty = np.zeros(mask.shape, np.float32)
@@ -92,18 +96,23 @@ def compute_advantages(
             gamma=config.gamma,
             gae_lambda=config.gae_lambda,
         )
-        advantages = whiten(advantages, mask * valid[:, None])
+        advantages = whiten(advantages, mask * trained[:, None])
     else:
         groups = jnp.asarray([rollout.group for rollout in rollouts], jnp.int32)
         arguments = jnp.asarray(scores + penalty.sum(axis=1)), groups, jnp.asarray(valid)
         if config.advantage_estimator == "rloo":
             of_rollout = rloo(*arguments)
+        elif config.advantage_estimator == "dpo":
+            of_rollout, in_pair = online_dpo(
+                *arguments, jnp.asarray(_log_ratio_sums(logprobs)), beta=config.dpo_beta
+            )
+            trained = trained & np.asarray(in_pair)
         elif config.advantage_estimator == "reinforce":
             of_rollout = reinforce_with_baseline(*arguments)
         else:
             of_rollout = grpo(*arguments, scale_by_std=config.advantage_estimator == "grpo")
         advantages, returns = of_rollout[:, None] * mask, jnp.zeros(mask.shape)
-    return Advantages(_unpad(advantages, rollouts), _unpad(returns, rollouts), valid)
+    return Advantages(_unpad(advantages, rollouts), _unpad(returns, rollouts), trained)
 
 
 def compute_loss_weights(
@@ -207,6 +216,60 @@ def grpo(
     return jnp.where(deviation > 0, centred / (deviation + _EPSILON), 0.0)
 
 
+def online_dpo(
+    rewards: Num[Array, " rollouts"],
+    groups: Int[Array, " rollouts"],
+    valid: Shaped[Array, " rollouts"],
+    log_ratios: Float[Array, " rollouts"],
+    *,
+    beta: float,
+) -> tuple[Float[Array, " rollouts"], Bool[Array, " rollouts"]]:
+    """Computes advantages whose policy gradient is that of DPO on pairs of the policy's replies.
+
+    Of each prompt the replies with the highest and the lowest reward are a pair (Guo et al. 2024,
+    online DPO); a prompt whose rewards are all equal has none. The gradient of -log sigma(h),
+    h = beta (log-ratio of the better - that of the worse), is that of -A log pi summed over both,
+    with A = +-beta sigma(-h). Twice that is returned: "sequence_sum" divides by the number of
+    replies, which is twice that of the pairs.
+
+    Args:
+        rewards: of each rollout; of several with the same, the first one counts.
+        groups: the prompt that each rollout answers, below the number of rollouts.
+        valid: 0 for a rollout without a reward, which is in no pair.
+        log_ratios: log-probability by the policy less that by the reference, summed over tokens.
+        beta: strength of the KL to the reference policy.
+
+    Returns:
+        The advantages, 0 outside of pairs, and which rollouts are in one.
+    """
+    size = rewards.shape[0]
+    known = jnp.asarray(valid) > 0
+    index = jnp.arange(size)
+
+    def first_with(is_extreme: jax.Array) -> jax.Array:
+        """Returns for each group the first rollout that is extreme; `size` where none is."""
+        marked = jnp.where(is_extreme & known, index, size)
+        return jax.ops.segment_min(marked, groups, num_segments=size)
+
+    highest, lowest = (
+        extreme(jnp.where(known, rewards, filler), groups, num_segments=size)[groups]
+        for extreme, filler in (
+            (jax.ops.segment_max, -jnp.inf),
+            (jax.ops.segment_min, jnp.inf),
+        )
+    )
+    differs = highest > lowest
+    better, worse = (
+        first_with((rewards == extreme) & differs)[groups] for extreme in (highest, lowest)
+    )
+    has_pair = (better < size) & (worse < size)
+    sums = jnp.append(log_ratios, 0.0)
+    difference = beta * (sums[better] - sums[worse])
+    strength = jnp.where(has_pair, 2 * beta * jax.nn.sigmoid(-difference), 0.0)
+    sign = (index == better).astype(jnp.float32) - (index == worse).astype(jnp.float32)
+    return strength * sign, has_pair & (sign != 0)
+
+
 def reinforce_with_baseline(
     rewards: Num[Array, " rollouts"],
     groups: Int[Array, " rollouts"],
@@ -270,18 +333,38 @@ def _subtract_group_mean(
     return jnp.where(known, shifted - mean, 0.0), jnp.where(known, count, 0)
 
 
+def prompts_in_range(
+    rollouts: Sequence[Rollout], rewards: Sequence[Reward], config: PolicyGradient
+) -> NDArray[np.bool_]:
+    """Returns for each prompt, by `Rollout.group`, whether its rollouts are trained on.
+
+    Prompts without a verifier always are.
+    """
+    groups = np.array([rollout.group for rollout in rollouts])
+    if config.num_correct_range is None:
+        return np.ones(groups.max(initial=-1) + 1, bool)
+    low, high = config.num_correct_range
+    num_correct = np.bincount(groups, [float(reward.is_correct is True) for reward in rewards])
+    num_verified = np.bincount(groups, [float(reward.is_correct is not None) for reward in rewards])
+    return (num_verified == 0) | ((low <= num_correct) & (num_correct <= high))
+
+
 def _valid_rollouts(
     rollouts: Sequence[Rollout], rewards: Sequence[Reward], config: PolicyGradient
 ) -> NDArray[np.bool_]:
     """Returns for each rollout whether it has a reward, and its prompt is in the range."""
-    valid = np.array([reward.value is not None for reward in rewards])
-    if config.num_correct_range is not None:
-        low, high = config.num_correct_range
-        groups = np.array([rollout.group for rollout in rollouts])
-        num_correct = np.bincount(groups, [float(reward.is_correct is True) for reward in rewards])
-        unverified = np.array([reward.is_correct is None for reward in rewards])
-        valid &= unverified | ((low <= num_correct) & (num_correct <= high))[groups]
-    return valid
+    groups = np.array([rollout.group for rollout in rollouts])
+    has_reward = np.array([reward.value is not None for reward in rewards])
+    return has_reward & prompts_in_range(rollouts, rewards, config)[groups]
+
+
+def _log_ratio_sums(logprobs: PolicyLogprobs) -> NDArray[np.float32]:
+    """Returns for each rollout the log-probability by the policy less that by the reference."""
+    old, reference = logprobs.old_logprobs, logprobs.reference_logprobs
+    assert old is not None  # computed beforehand, as the reference's
+    assert reference is not None
+    sums = [np.sum(ours - theirs) for ours, theirs in zip(old, reference, strict=True)]
+    return np.array(sums, np.float32)
 
 
 def _ones(rollouts: Sequence[Rollout]) -> TokenValues:

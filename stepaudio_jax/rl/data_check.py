@@ -24,11 +24,12 @@ def check_policy_data(context: StageContext, checker: DataChecker) -> None:
         CheckpointError: the judge's folder holds no model.
     """
     stage, objective = context.stage, context.stage.policy_gradient
+    context.define_teacher()  # raises where it cannot be learnt from
     judge = objective.judge
     check_sizes(stage.data, context.tokenizer, context.model)
     try:
         rewards = RewardFunction(objective, None)
-        JudgePrompt(judge.prompt, levels=judge.preference_levels)
+        JudgePrompt(judge.prompt, levels=judge.preference_levels, rubric=judge.rubric)
     except ValueError as error:
         raise ConfigError(f"stage {stage.name!r}: {error}") from None
     if judge.folder:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from stepaudio_jax.config import Aggregation
 
@@ -75,6 +75,63 @@ def policy_loss(
         above = (advantages < 0) & (loss > ceiling)
         loss, clipped = jnp.where(above, ceiling, loss), clipped | above
     return PolicyLoss(loss, ratio, clipped.astype(jnp.float32), clamped)
+
+
+def cispo_loss(
+    logprobs: Float[Array, "*shape"],
+    old_logprobs: Float[Array, "*shape"],
+    advantages: Float[Array, "*shape"],
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> PolicyLoss:
+    """Computes the CISPO loss of each token (MiniMax 2025, eq. 4 and 5).
+
+    -sg(clip(rho, 1 - clip_low, 1 + clip_high)) A log pi, sg without a gradient: the ratio is
+    clipped as a weight, so that tokens beyond the clip are still trained on. The loss has the
+    gradient of that, and the value of -clip(rho) A, which does not depend on the vocabulary.
+
+    Args:
+        logprobs, old_logprobs, advantages: as in `policy_loss`.
+        clip_low, clip_high: epsilon below and above 1; MiniMax does not clip below.
+    """
+    advantages = jax.lax.stop_gradient(advantages)
+    difference, clamped = log_ratio(
+        jax.lax.stop_gradient(logprobs), jax.lax.stop_gradient(old_logprobs)
+    )
+    ratio = jnp.exp(difference)
+    weight = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
+    zero_with_gradient = logprobs - jax.lax.stop_gradient(logprobs)
+    loss = -weight * advantages * (1 + zero_with_gradient)
+    return PolicyLoss(loss, ratio, (weight != ratio).astype(jnp.float32), clamped)
+
+
+def segment_means(
+    values: Float[Array, "B T"], weights: Float[Array, "B T"], segment_ids: Int[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """Computes for each token the mean of the values of its reply's tokens.
+
+    With log-ratios of probabilities it is the log of GSPO's sequence ratio (Zheng et al. 2025,
+    eq. 7).
+
+    Args:
+        values: of each token; may hold junk where a token has no weight.
+        weights: above 0 where a token counts.
+        segment_ids: the segment of each token, at most one reply each; from 0 to T.
+
+    Returns:
+        The means, 0 at tokens without weight.
+    """
+    seen = (weights > 0).astype(jnp.float32)
+    values = where_weighted(values, weights)
+
+    def of_row(values: jax.Array, seen: jax.Array, ids: jax.Array) -> jax.Array:
+        sums, counts = (
+            jax.ops.segment_sum(x, ids, num_segments=ids.size + 1) for x in (values, seen)
+        )
+        return (sums / jnp.maximum(counts, 1.0))[ids] * seen
+
+    return jax.vmap(of_row)(values, seen, segment_ids)
 
 
 def kl_loss(
@@ -142,19 +199,34 @@ def value_loss(
     return 0.5 * jnp.maximum(plain, (near - returns) ** 2)
 
 
-def truncated_importance_weights(
-    old_logprobs: Float[Array, "*shape"],
-    sampler_logprobs: Float[Array, "*shape"],
+def importance_weights(
+    log_ratios: Float[Array, "*shape"],
     *,
     max_weight: float,
+    min_weight: float | None = None,
+    outside: Literal["truncate", "mask"] = "truncate",
 ) -> Float[Array, "*shape"]:
-    """Computes min(old / sampler, max_weight), a correction for the sampler's other arithmetic.
+    """Computes old / sampler within bounds, a correction for the sampler's other arithmetic.
 
     The engine that samples computes slightly other probabilities than the trainer (Yao et al.
-    2025). The weights have no gradient.
+    2025). "truncate" sets a ratio beyond a bound to the bound (truncated importance sampling);
+    "mask" gives such a token no weight at all (masked importance sampling, as in IcePop). The
+    weights have no gradient.
+
+    Args:
+        log_ratios: log-probability by the trainer, before the update, less that by the engine; or
+            the mean of these over a reply (`segment_means`), which bounds whole replies.
+        max_weight: upper bound.
+        min_weight: lower bound; None for none.
+        outside: what becomes of a ratio beyond the bounds.
     """
-    difference, _ = log_ratio(old_logprobs, sampler_logprobs)
-    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(difference), max_weight))
+    ratios = jnp.exp(jnp.clip(log_ratios, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    low = 0.0 if min_weight is None else min_weight
+    if outside == "mask":
+        weights = jnp.where((low <= ratios) & (ratios <= max_weight), ratios, 0.0)
+    else:
+        weights = jnp.clip(ratios, low, max_weight)
+    return jax.lax.stop_gradient(weights)
 
 
 def log_ratio(

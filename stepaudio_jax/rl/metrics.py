@@ -21,7 +21,10 @@ from stepaudio_jax.text import Tokenizer
 
 _SAMPLES_PER_STEP = 4
 # Metrics that are summed over steps.
-_COUNTS = ("audio_chunks_encoded", "skipped_records", "skipped_updates", "zero_gradient_updates")
+_COUNTS = (
+    *("audio_chunks_encoded", "skipped_records", "skipped_updates", "zero_gradient_updates"),
+    "refilled_prompts",
+)
 _MIN_RELATIVE_VARIANCE = 1e-10  # of returns, to their mean square; less is rounding of float32
 
 
@@ -191,7 +194,7 @@ def mean_of_steps(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 class PhaseTimer:
-    """Measures the phases of a step: `seconds` is {"seconds/PHASE": seconds}."""
+    """Measures the phases of a step, each the sum of its parts: {"seconds/PHASE": seconds}."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -201,7 +204,8 @@ class PhaseTimer:
         """Measures the seconds of the block; not of one that raises."""
         started = time.perf_counter()
         yield
-        self.seconds[f"seconds/{name}"] = time.perf_counter() - started
+        key = f"seconds/{name}"
+        self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - started
 
 
 class SampleWriter:

@@ -16,10 +16,13 @@ from stepaudio_jax.models import Parameters, StepAudio
 from stepaudio_jax.models.logprobs import chunked_logprobs
 from stepaudio_jax.rl.advantages import Advantages, PolicyLogprobs, compute_loss_weights
 from stepaudio_jax.rl.losses import (
+    PolicyLoss,
+    cispo_loss,
+    importance_weights,
     kl_estimate,
     kl_loss,
     policy_loss,
-    truncated_importance_weights,
+    segment_means,
     value_loss,
     where_weighted,
 )
@@ -201,20 +204,18 @@ class PolicyUpdate:
                 constant_logprobs,
                 where_weighted(targets.old_logprobs, weights),
             )
-        policy = policy_loss(
-            logprobs,
-            old_logprobs,
-            where_weighted(targets.advantages, weights),
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            dual_clip=config.dual_clip,
-        )
+        segment_ids = jnp.asarray(batch.segment_ids)
+        policy = self._policy_loss(logprobs, old_logprobs, targets, segment_ids)
         token_loss = policy.loss
         if config.max_importance_weight is not None:
-            token_loss *= truncated_importance_weights(
-                old_logprobs,
-                where_weighted(targets.sampler_logprobs, weights),
+            log_ratios = old_logprobs - where_weighted(targets.sampler_logprobs, weights)
+            if config.importance_level == "sequence":
+                log_ratios = segment_means(log_ratios, weights, segment_ids)
+            token_loss *= importance_weights(
+                log_ratios,
                 max_weight=config.max_importance_weight,
+                min_weight=config.min_importance_weight,
+                outside=config.importance_outside,
             )
         loss = jnp.sum(weights * token_loss)
         sums = {
@@ -224,6 +225,8 @@ class PolicyUpdate:
             "ratio": jnp.sum(weights * policy.ratio),
             "entropy": jnp.sum(weights * where_weighted(entropy, weights)),
         }
+        if config.entropy_coef:
+            loss -= config.entropy_coef * sums["entropy"]
         if targets.reference_logprobs is not None:
             reference_logprobs = jnp.where(
                 scalars.policy_is_reference,
@@ -244,6 +247,25 @@ class PolicyUpdate:
             sums["value_loss"] = jnp.sum(weights * token_value_loss)
             loss += config.value_coef * sums["value_loss"]
         return loss, ({"loss": loss, **sums}, all_logprobs)
+
+    def _policy_loss(
+        self,
+        logprobs: jax.Array,
+        old_logprobs: jax.Array,
+        targets: PolicyTargets,
+        segment_ids: jax.Array,
+    ) -> PolicyLoss:
+        """Computes the policy loss of each token [B,T] by the configured form."""
+        config, weights = self._config, targets.weights
+        advantages = where_weighted(targets.advantages, weights)
+        clip = {"clip_low": config.clip_low, "clip_high": config.clip_high}
+        if config.policy_loss == "cispo":
+            return cispo_loss(logprobs, old_logprobs, advantages, **clip)
+        if config.ratio_level == "sequence":
+            # The log-ratio of the reply stands for that of each of its tokens.
+            logprobs = segment_means(logprobs - old_logprobs, weights, segment_ids)
+            old_logprobs = jnp.zeros_like(logprobs)
+        return policy_loss(logprobs, old_logprobs, advantages, dual_clip=config.dual_clip, **clip)
 
     def _evaluate(
         self, state: TrainState, batch: RolloutBatch
@@ -320,7 +342,7 @@ def make_targets(
         old_logprobs = packed.scatter(logprobs.old_logprobs[indices])
     if logprobs.reference_logprobs is not None:
         reference_logprobs = packed.scatter(logprobs.reference_logprobs[indices])
-    elif config.needs_reference_params:  # the policy is the reference: the values are not used
+    elif config.has_reference:  # the policy is the reference: the values are not used
         reference_logprobs = np.zeros_like(weights_of_rows)
     return PolicyTargets(
         weights=weights_of_rows,

@@ -1,11 +1,18 @@
 """The reward of a rollout: verifier, form, length, and the judge's comparison, on one scale."""
 
+import asyncio
+import contextlib
 import dataclasses
+import inspect
 import math
 import numbers
 import reprlib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
 
 from stepaudio_jax.config import PolicyGradient, RewardConfig
 from stepaudio_jax.data import Record
@@ -17,6 +24,7 @@ from stepaudio_jax.judge.verdict import (
     prefers_position,
     rubric_reward,
 )
+from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.rl.rollouts import Rollout
 from stepaudio_jax.rl.verifiers import (
     Verifier,
@@ -26,6 +34,7 @@ from stepaudio_jax.rl.verifiers import (
     overlong_penalty,
 )
 
+_ASYNC_CALLS = 64  # of an async verifier at the same time
 _TOLERANCE = 1e-6  # of a verifier's score beyond 0 and 1, such as the rounding of a sum
 
 
@@ -85,6 +94,8 @@ class RewardFunction:
         Raises:
             DataError: something is missing; names file and line.
         """
+        if not self._config.rewards:
+            return
         reward = self._config.reward_for_source(record.source)
         if reward.verifier_weight and record.answer is None:
             raise DataError(
@@ -122,13 +133,17 @@ class RewardFunction:
             JudgeError: the judge abstained too often.
             DataError: a verifier failed or returned no score, or a reward is not finite.
         """
+        if not self._config.rewards:  # a teacher is all that is learnt from
+            return [Reward(0.0, {}) for _ in rollouts]
         judged = [index for index, rollout in enumerate(rollouts) if self._is_judged(rollout)]
         judgements: dict[int, Judgement] = {}
         if judged and self._judge is not None:
             results = self._judge.judge([_reply_pair(rollouts[index]) for index in judged])
             judgements = dict(zip(judged, results, strict=True))
+        scores = self._async_scores(rollouts)
         return [
-            self._reward(rollout, judgements.get(index)) for index, rollout in enumerate(rollouts)
+            self._reward(rollout, judgements.get(index), scores.get(index))
+            for index, rollout in enumerate(rollouts)
         ]
 
     def close(self) -> None:
@@ -137,15 +152,60 @@ class RewardFunction:
             self._judge.close()
 
     def _is_judged(self, rollout: Rollout) -> bool:
+        if not self._config.rewards:
+            return False
         return self._config.reward_for_source(rollout.record.source).judge_weight > 0
 
-    def _reward(self, rollout: Rollout, judgement: Judgement | None) -> Reward:
+    def _async_scores(self, rollouts: Sequence[Rollout]) -> dict[int, float]:
+        """Returns the scores by async verifiers, which work on many rollouts at the same time.
+
+        What such a function asks may answer otherwise a second time, so of several processes the
+        first calls it, and sends the scores to the others.
+        """
+        names = {
+            index: config.verifier
+            for index, rollout in enumerate(rollouts)
+            if (config := self._config.reward_for_source(rollout.record.source)).verifier_weight
+            and inspect.iscoroutinefunction(self._verifiers[config.verifier])
+        }
+        if not names:
+            return {}
+
+        async def score_all() -> list[float]:
+            free = asyncio.Semaphore(_ASYNC_CALLS)
+
+            async def score(name: str, rollout: Rollout) -> float:
+                async with free:
+                    return await _verify_async(name, self._verifiers[name], rollout)
+
+            calls = [score(name, rollouts[index]) for index, name in names.items()]
+            return await asyncio.gather(*calls)
+
+        result: tuple[str, list[float]] | None = None
+        if jax.process_index() == 0:
+            try:
+                # On a thread of its own: a notebook's main thread already runs an event loop.
+                with ThreadPoolExecutor(1) as pool:
+                    result = "", pool.submit(asyncio.run, score_all()).result()
+            except DataError as error:
+                result = str(error), []
+        problem, scores = broadcast_json(result)
+        if problem:
+            raise DataError(problem, kind="reward")
+        return dict(zip(names, scores, strict=True))
+
+    def _reward(
+        self, rollout: Rollout, judgement: Judgement | None, async_score: float | None
+    ) -> Reward:
         config = self._config.reward_for_source(rollout.record.source)
         parts: dict[str, float] = {}
         is_correct = None
         if config.verifier_weight:
             assert rollout.record.answer is not None
-            parts["verifier"] = _verify(config.verifier, self._verifiers[config.verifier], rollout)
+            score = async_score
+            if score is None:
+                score = _verify(config.verifier, self._verifiers[config.verifier], rollout)
+            parts["verifier"] = score
             is_correct = parts["verifier"] >= 1
         parts["format"] = format_reward(rollout.parsed)
         if config.overlong_weight:
@@ -169,55 +229,85 @@ class RewardFunction:
         return Reward(value, parts, is_correct)
 
     def _judged_parts(self, rollout: Rollout, judgement: Judgement) -> dict[str, float]:
-        """Returns the preference and, with a rubric, its reward and the policy's own score."""
+        """Returns the preference and, with a rubric, its reward and the policy's own score.
+
+        Where the judge compares in the light of the rubric, the preference is its reward.
+        """
         assert judgement.verdicts is not None
         original, swapped = judgement.verdicts
         parts = {
             "preference": preference(original, swapped, self._reward_map),
             "flips": float(prefers_position(original, swapped)),
         }
-        rubric = rollout.record.rubric
-        if rubric:
+        rubric, use = rollout.record.rubric, self._config.judge.rubric
+        if rubric and use != "ordinal":
             parts["rubric"], parts["rubric_score"] = rubric_reward(rubric, original, swapped)
+        if rubric and use == "both":
+            parts["rubric_criteria"] = parts["rubric"]
+            parts["rubric"] = (parts["rubric_criteria"] + parts["preference"]) / 2
         return parts
 
 
 def _verify(name: str, verifier: Verifier, rollout: Rollout) -> float:
     """Returns a verifier's score of a reply, from 0 to 1.
 
-    A verifier may return any number or truth value, also of numpy, jax or torch.
-
     Raises:
         DataError: it raised, or returned something else; names the record and the verifier,
             which may be a function of the user's.
     """
-    record, reply = rollout.record, rollout.parsed.reply
-    excerpt = reply if len(reply) <= 60 else f"{reply[:60]}.."
-    where = f"{record.origin}: verifier={name!r} on the reply {excerpt!r}"
+    with _verifier_errors(name, rollout):
+        returned = verifier(rollout.parsed.reply, rollout.record.answer or "")
+    return _score(returned, name, rollout)
+
+
+async def _verify_async(name: str, verifier: Verifier, rollout: Rollout) -> float:
+    """Returns the score of a verifier that is an async function; see `_verify`."""
+    with _verifier_errors(name, rollout):
+        returned = await verifier(  # type: ignore[misc]  # it is known to be async
+            rollout.parsed.reply, rollout.record.answer or ""
+        )
+    return _score(returned, name, rollout)
+
+
+@contextlib.contextmanager
+def _verifier_errors(name: str, rollout: Rollout) -> Iterator[None]:
+    """Turns what a verifier raises into a DataError that names the record and its line."""
     try:
-        returned = verifier(reply, record.answer or "")
+        yield
     except Exception as error:
         # The function's own frame; there is none where it takes other arguments.
-        frames = traceback.extract_tb(error.__traceback__)[1:2]
+        frames = traceback.extract_tb(error.__traceback__)[2:3]
         line = "".join(f" ({frame.filename}:{frame.lineno})" for frame in frames)
         raise DataError(
-            f"{where} raised {type(error).__name__}: {error}{line}", kind="reward"
+            f"{_verifier_place(name, rollout)} raised {type(error).__name__}: {error}{line}",
+            kind="reward",
         ) from error
-    score = returned
+
+
+def _score(returned: object, name: str, rollout: Rollout) -> float:
+    """Returns what a verifier returned, any number or truth value, as a float from 0 to 1."""
+    score: Any = returned
     if hasattr(score, "item") and getattr(score, "shape", None) == ():  # an array of no dimensions
         score = score.item()
-    if not isinstance(score, numbers.Real) or not -_TOLERANCE <= score <= 1 + _TOLERANCE:
+    is_number = isinstance(score, numbers.Real)
+    if not is_number or not -_TOLERANCE <= score <= 1 + _TOLERANCE:
         raise DataError(
-            f"{where} returned {reprlib.repr(returned)}; it must return True or False, or a number "
-            "from 0 to 1",
+            f"{_verifier_place(name, rollout)} returned {reprlib.repr(returned)}; it must return "
+            "True or False, or a number from 0 to 1",
             kind="reward",
         )
     return min(max(float(score), 0.0), 1.0)
 
 
+def _verifier_place(name: str, rollout: Rollout) -> str:
+    reply = rollout.parsed.reply
+    excerpt = reply if len(reply) <= 60 else f"{reply[:60]}.."
+    return f"{rollout.record.origin}: verifier={name!r} on the reply {excerpt!r}"
+
+
 def _weighted_sum(config: RewardConfig, parts: dict[str, float]) -> float:
     judged = parts.get("rubric", parts.get("preference", 0.0))
-    return (
+    return config.scale * (
         config.verifier_weight * parts.get("verifier", 0.0)
         + config.format_weight * parts["format"]
         + config.overlong_weight * parts.get("overlong", 0.0)

@@ -23,7 +23,7 @@ from stepaudio_jax.errors import (
     InterruptedRunError,
     JudgeError,
 )
-from stepaudio_jax.generation import Engine
+from stepaudio_jax.generation import Engine, Prompt
 from stepaudio_jax.generation.shardings import decode_mesh, round_up_slots
 from stepaudio_jax.judge.judge import make_judge
 from stepaudio_jax.models import Parameters, supports_shared_prefix
@@ -32,6 +32,7 @@ from stepaudio_jax.rl.advantages import (
     PolicyLogprobs,
     TokenValues,
     compute_advantages,
+    prompts_in_range,
 )
 from stepaudio_jax.rl.audio_features import AudioFeatureEncoder, AudioFeatures
 from stepaudio_jax.rl.data_check import check_policy_data
@@ -46,8 +47,10 @@ from stepaudio_jax.rl.metrics import (
 from stepaudio_jax.rl.packing import Minibatch, PackedRollouts, RolloutBatch
 from stepaudio_jax.rl.policy_update import PolicyTargets, PolicyUpdate, make_targets
 from stepaudio_jax.rl.prompts import PromptExample, PromptStream
+from stepaudio_jax.rl.refills import DrawnRollouts, replace_prompts
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, generate_rollouts
+from stepaudio_jax.rl.teacher import TeacherScorer
 from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar, write_diagnosis
 from stepaudio_jax.training.preemption import data_error
@@ -59,6 +62,7 @@ from stepaudio_jax.training.train_state import (
     num_optimizer_updates,
 )
 
+_REFILL_SEED = 0x5EED  # added to the seed for the order of prompts in place of others
 _BAR_METRICS = ("reward", "reply_tokens")
 # Metrics that are 1 for an update that changed nothing -> the name of their sum over a step, which
 # may have several updates.
@@ -123,6 +127,9 @@ class PolicyTrainer:
             stack.enter_context(contextlib.closing(writer))
             profile = stack.enter_context(contextlib.closing(context.open_profile()))
             bar = stack.enter_context(progress_bar(stage.name, stage.steps, steps_done))
+            refresh_reference = jax.jit(
+                TrainState.with_refreshed_reference, out_shardings=start.shardings
+            )
             unlogged: list[dict[str, float]] = []  # metrics of each step since the last line
             # Of the steps in which the run may have begun to diverge.
             recent = collections.deque[dict[str, float]](maxlen=config.max_consecutive_skips + 1)
@@ -165,6 +172,9 @@ class PolicyTrainer:
                     profile.before(context.steps_before_stage + step)
                     result = iteration(state, step, controller, check)
                 state = dataclasses.replace(result.state, step=result.state.step + 1)
+                refresh_steps = objective.reference_refresh_steps
+                if refresh_steps and step % refresh_steps == 0:
+                    state = refresh_reference(state)
                 stopping = context.should_stop(step)
                 preempted = stopping and step < stage.steps
                 if not preempted:
@@ -274,19 +284,30 @@ class PolicyIteration:
             cache=context.run_dir / f"judge_{stage.name}.jsonl",
         )
         self._compute_rewards = RewardFunction(self._objective, judge)
-        self._prompts = PromptStream(
+        open_prompts = functools.partial(
+            PromptStream,
             self._data,
             self._tokenizer,
             model,
-            seed=self._seed,
             new_tokens=rollout.max_new_tokens,
             validate=self._compute_rewards.check_record,
         )
+        self._prompts = open_prompts(seed=self._seed)
+        # Those in place of others come in an order of their own.
+        self._refills = self._prompts
+        if self._objective.max_refills:
+            self._refills = open_prompts(seed=self._seed + _REFILL_SEED)
         self._encode_audio = AudioFeatureEncoder(model, config.compute, self._data, context.mesh)
         self._update = PolicyUpdate(
             start.model_def, self._objective, start.optimizer, start.shardings
         )
         self._place = BatchPlacement(self._data, config.compute.rules, context.mesh)
+        self._teacher: TeacherScorer | None = None
+        teacher = context.define_teacher()
+        if teacher is not None:
+            self._teacher = TeacherScorer(
+                config, teacher, self._data, rollout.temperature, context.mesh, self._on_mesh
+            )
         self._is_decoder_frozen = "decoder" in state.frozen_params
         mesh = decode_mesh(model, tensor=rollout.tensor, slices=config.mesh.slices)
         self._engine = Engine(
@@ -321,23 +342,37 @@ class PolicyIteration:
         """
         timer = PhaseTimer()
         num_encoded = self._encode_audio.num_encoded
-        with timer.phase("encode_audio"):
-            examples = self._prompts.examples_at(step - 1, self._objective.rollout.num_prompts)
-            params = self._model_def.params_with_lora(state)
-            features = self._encode_audio(params, [example.prompt for example in examples])
-        with timer.phase("rollout"):
-            rollouts = self.generate_rollouts(params, examples, features, step)
-            del params
-        with timer.phase("reward"):
-            rewards = self._compute_rewards(rollouts)
+        params = self._model_def.params_with_lora(state)
+        drawn = self._draw(params, self._prompts, step - 1, step, timer)
+        # Before the state is donated, so that a run can still be saved if this fails.
+        metrics = rollout_metrics(drawn.rollouts, drawn.rewards, self._tokenizer)
+        for refill in range(self._objective.max_refills):
+            outside = np.flatnonzero(
+                ~prompts_in_range(drawn.rollouts, drawn.rewards, self._objective)
+            )
+            if not outside.size:
+                break
+            index = (step - 1) * self._objective.max_refills + refill
+            others = self._draw(
+                params, self._refills, index, step, timer, refill=refill + 1, count=outside.size
+            )
+            drawn = replace_prompts(drawn, outside, others)
+            metrics["refilled_prompts"] = metrics.get("refilled_prompts", 0.0) + outside.size
+        del params
+        examples, features = drawn.examples, drawn.features
+        rollouts, rewards = drawn.rollouts, drawn.rewards
         raise_if_interrupted()
 
-        # Before the state is donated, so that a run can still be saved if this fails.
-        metrics = rollout_metrics(rollouts, rewards, self._tokenizer)
-        policy_is_reference = num_optimizer_updates(state) == 0
+        refresh_steps = self._objective.reference_refresh_steps
+        is_refreshed = refresh_steps > 0 and (step - 1) % refresh_steps == 0
+        is_reference = num_optimizer_updates(state) == 0 or is_refreshed
+        policy_is_reference = is_reference and self._teacher is None
         with timer.phase("logprobs"):
             minibatches = self.pack(rollouts, features)
             logprobs = self.compute_logprobs(state, minibatches, policy_is_reference)
+            if self._teacher is not None:
+                prompts = [example.prompt for example in examples]
+                logprobs = self._with_teacher(logprobs, minibatches, prompts)
             advantages = compute_advantages(
                 rollouts, rewards, logprobs, self._objective, kl_coef=controller.coefficient
             )
@@ -382,12 +417,45 @@ class PolicyIteration:
         """Cancels the judge's waiting questions."""
         self._compute_rewards.close()
 
+    def _draw(
+        self,
+        params: Parameters,
+        prompts: PromptStream,
+        index: int,
+        step: int,
+        timer: PhaseTimer,
+        *,
+        refill: int = 0,
+        count: int | None = None,
+    ) -> DrawnRollouts:
+        """Draws prompts, generates their rollouts and computes the rewards.
+
+        Args:
+            params: the policy's parameters.
+            prompts: where to draw from.
+            index: of a step's prompts in the stream.
+            step: of the stage; decides the draws, together with `refill`.
+            timer: of the step.
+            refill: number of the draw in place of other prompts; 0 for the step's own.
+            count: number of prompts; None for the step's.
+        """
+        with timer.phase("encode_audio"):
+            examples = prompts.examples_at(index, self._objective.rollout.num_prompts)[:count]
+            features = self._encode_audio(params, [example.prompt for example in examples])
+        with timer.phase("rollout"):
+            rollouts = self.generate_rollouts(params, examples, features, step, refill=refill)
+        with timer.phase("reward"):
+            rewards = self._compute_rewards(rollouts)
+        return DrawnRollouts(examples, features, rollouts, rewards)
+
     def generate_rollouts(
         self,
         params: Parameters,
         examples: Sequence[PromptExample],
         features: AudioFeatures,
         step: int,
+        *,
+        refill: int = 0,
     ) -> list[Rollout]:
         """Generates the rollouts of a step, those of a prompt together.
 
@@ -397,10 +465,11 @@ class PolicyIteration:
             params: the policy's parameters.
             examples: the step's prompts.
             features: audio features of their prompts.
-            step: decides the draws, together with the seed.
+            step, refill: decide the draws, together with the seed.
         """
         self._engine.set_parameters(params, lora_only=self._is_decoder_frozen)
-        seed = int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0])
+        entropy = [self._seed, step, *([refill] if refill else [])]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         records = [example.record for example in examples]
         rollouts: dict[int, Rollout] = {}
         for index, rollout in generate_rollouts(
@@ -442,6 +511,22 @@ class PolicyIteration:
                     values.extend(minibatch.packed.gather(rows))
         old_logprobs, reference_logprobs, values = of_rollouts
         return PolicyLogprobs(old_logprobs or None, reference_logprobs or None, values)
+
+    def _with_teacher(
+        self,
+        logprobs: PolicyLogprobs,
+        minibatches: Sequence[Minibatch],
+        prompts: Sequence[Prompt],
+    ) -> PolicyLogprobs:
+        """Returns the log-probabilities with those by the teacher for the reference policy's."""
+        assert self._teacher is not None
+        features = self._teacher.encode(prompts)
+        by_teacher: TokenValues = []
+        for minibatch in minibatches:
+            packed = minibatch.packed
+            rows = self._teacher(packed, features, self._tokenizer.special.pad)
+            by_teacher.extend(packed.gather(rows))
+        return dataclasses.replace(logprobs, reference_logprobs=by_teacher)
 
     def update(
         self,

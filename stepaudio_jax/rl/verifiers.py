@@ -43,7 +43,10 @@ __all__ = [
 ]
 
 Verifier = Callable[[str, str], float]
-"""(reply, answer of the record) -> score from 0 or False (wrong) to 1 or True (correct)."""
+"""(reply, answer of the record) -> score from 0 or False (wrong) to 1 or True (correct).
+
+A function of the user's may be async: the replies of a step are then scored concurrently.
+"""
 
 
 def exact_text(reply: str, answer: str) -> bool:

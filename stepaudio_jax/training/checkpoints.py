@@ -50,12 +50,8 @@ from stepaudio_jax.training.train_state import TrainState, abstract_train_state
 # Items of a checkpoint: fields of the train state, and the state of the data iterator.
 STATE, DATA = "state", "data"
 # Fields of the train state that no step changes: written once for a stage, not in each checkpoint.
-_FROZEN_FIELDS = [
-    "frozen_params",
-    "frozen_lora_params",
-    "reference_params",
-    "reference_lora_params",
-]
+_FROZEN_FIELDS = ["frozen_params", "frozen_lora_params"]
+_REFERENCE_FIELDS = ["reference_params", "reference_lora_params"]  # unless steps refresh them
 # What Orbax and TensorStore raise for a checkpoint that is damaged or missing.
 _READ_ERRORS = (ValueError, OSError, KeyError)
 _MAX_REASON_CHARS = 400
@@ -433,14 +429,22 @@ def _check_target(target: Path, run_dir: Path) -> None:
 
 def _frozen_fields(state: TrainState) -> dict[str, Any]:
     """Returns the fields that no step changes, without those that hold no array."""
-    fields = {name: getattr(state, name) for name in _FROZEN_FIELDS}
-    return {name: tree for name, tree in fields.items() if jax.tree.leaves(tree)}
+    return _fields_with_arrays(state, _frozen_names(state))
 
 
 def _changing_fields(state: TrainState) -> dict[str, Any]:
     """Returns the fields that steps change, without those that hold no array."""
-    names = (field.name for field in dataclasses.fields(TrainState))
-    fields = {name: getattr(state, name) for name in names if name not in _FROZEN_FIELDS}
+    frozen = _frozen_names(state)
+    names = [field.name for field in dataclasses.fields(TrainState) if field.name not in frozen]
+    return _fields_with_arrays(state, [name for name in names if name != "refreshes_reference"])
+
+
+def _frozen_names(state: TrainState) -> list[str]:
+    return _FROZEN_FIELDS + ([] if state.refreshes_reference else _REFERENCE_FIELDS)
+
+
+def _fields_with_arrays(state: TrainState, names: Sequence[str]) -> dict[str, Any]:
+    fields = {name: getattr(state, name) for name in names}
     return {name: tree for name, tree in fields.items() if jax.tree.leaves(tree)}
 
 

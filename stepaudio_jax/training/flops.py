@@ -18,6 +18,7 @@ from stepaudio_jax.config import (
     EncoderConfig,
     ModelConfig,
     Part,
+    Preference,
     StageConfig,
 )
 from stepaudio_jax.models import abstract_lora
@@ -46,7 +47,10 @@ def step_flops(model: ModelConfig, stage: StageConfig) -> float:
         leaves = jax.tree.leaves(abstract_lora(model, stage.lora).shapes)
         lora_size = sum(leaf.size for leaf in leaves)
     by_part = part_flops(model, stage.data, stage.trainable, lora_size=lora_size)
-    return sum(by_part.values())
+    total = sum(by_part.values())
+    if isinstance(stage.objective, Preference) and stage.objective.needs_reference_params:
+        total += sum(part_flops(model, stage.data, ()).values())  # the reference's forward pass
+    return total
 
 
 def part_flops(

@@ -6,13 +6,25 @@ import logging
 import jax
 from jax.sharding import Mesh
 
-from stepaudio_jax.config import Config, LoRAConfig, ModelConfig, StageConfig
+from stepaudio_jax.config import (
+    Config,
+    Distillation,
+    LoRAConfig,
+    ModelConfig,
+    PolicyGradient,
+    Preference,
+    StageConfig,
+)
+from stepaudio_jax.data.preference_pairs import PairFormat
+from stepaudio_jax.models import supports_shared_prefix
 from stepaudio_jax.storage import Path, to_path
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.training.checkpoints import StageCheckpoints
 from stepaudio_jax.training.monitoring import StepProfile
 from stepaudio_jax.training.preemption import PreemptionNotice
+from stepaudio_jax.training.reference_logprobs import ReferenceLogprobs
 from stepaudio_jax.training.task_metrics import TaskEvaluator, task_metric, task_name
+from stepaudio_jax.training.teacher import TeacherDef, define_teacher
 from stepaudio_jax.training.train_state import (
     AbstractTrainState,
     ModelDef,
@@ -69,6 +81,29 @@ class StageContext:
     def open_checkpoints(self) -> StageCheckpoints:
         """Opens the stage's checkpoints."""
         return StageCheckpoints(self.run_dir, self.index, self.stage.name, self.config.checkpoint)
+
+    def define_teacher(self) -> TeacherDef | None:
+        """Returns the static side of the stage's teacher; None where it has none.
+
+        Raises:
+            ConfigError, CheckpointError: see `teacher.define_teacher`.
+        """
+        objective = self.stage.objective
+        if not isinstance(objective, Distillation | PolicyGradient) or objective.teacher is None:
+            return None
+        return define_teacher(self.config, objective.teacher, self.model, self.tokenizer)
+
+    def pair_format(self, reference_logprobs: ReferenceLogprobs | None = None) -> PairFormat | None:
+        """Returns how the stage's records of preferences become examples; None for dialogues.
+
+        Args:
+            reference_logprobs: of the records, if they are known beforehand.
+        """
+        if not isinstance(self.stage.objective, Preference):
+            return None
+        objective = self.stage.objective
+        shares_prompt = supports_shared_prefix(self.config.compute, objective.replies_per_record)
+        return PairFormat(objective, shares_prompt, reference_logprobs)
 
     def should_stop(self, step: int, *, within_step: bool = False) -> bool:
         """Returns whether the run must stop at this step of the stage; see `PreemptionNotice`."""

@@ -61,6 +61,8 @@ class TrainState:
         reference_lora_params: the reference policy's adapter, where the stage began with one from a
             folder. None: the reference policy is the model without the stage's adapter.
         opt_state: of the optimizer, over `trainable`.
+        refreshes_reference: whether steps replace the reference policy by the policy, so that
+            checkpoints hold it; static.
     """
 
     step: Count
@@ -74,6 +76,7 @@ class TrainState:
     value_head_params: Parameters | None = None
     reference_params: Parameters | None = None
     reference_lora_params: Parameters | None = None
+    refreshes_reference: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def trainable(self) -> Parameters:
@@ -108,6 +111,18 @@ class TrainState:
             lora_params=self.reference_lora_params,
             value_head_params=None,
         )
+
+    def with_refreshed_reference(self) -> "TrainState":
+        """Returns the state whose reference policy is a copy of the policy as it is now."""
+        assert self.reference_params is not None
+        copies = jax.tree.map(
+            lambda leaf, like: jnp.array(leaf, like.dtype), self.params, self.reference_params
+        )
+        state = dataclasses.replace(self, reference_params=copies)
+        if self.lora_params is None:
+            return state
+        lora_copies = jax.tree.map(jnp.copy, self.lora_params)
+        return dataclasses.replace(state, reference_lora_params=lora_copies)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +259,9 @@ def abstract_train_state(
             part: _abstract(shapes[part], shardings[part], config.compute.dtype)
             for part in stage_parts
         }
-        if stage.lora.adapter is not None:
+        # A new adapter changes nothing at first: the reference is the model without it, unless the
+        # reference follows the policy.
+        if stage.lora.adapter is not None or stage.objective.refreshes_reference:
             reference_lora_params = lora_params
     earlier_adapters = adapters_before_stage(config, index, initial)
     scales = tuple((name, lora.scale) for name, lora in earlier_adapters.items())
@@ -266,6 +283,7 @@ def abstract_train_state(
         value_head_params=value_head_params,
         reference_params=reference_params,
         reference_lora_params=reference_lora_params,
+        refreshes_reference=stage.objective.refreshes_reference,
         opt_state=None,
     )
     optimizer = make_optimizer(stage.optimizer, axes, contracting_dims, stage.num_updates)

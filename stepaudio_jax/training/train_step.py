@@ -95,18 +95,22 @@ def make_train_step(
             )
             return gradients, metrics
 
-        gradients, metrics = _sum_over_microbatches(
+        gradients, metrics = sum_over_microbatches(
             microbatch_gradients, batch, stage.gradient_accumulation_steps
         )
         state, update_metrics = apply_gradients(state, gradients, metrics["loss"], optimizer)
-        batch_metrics = {
-            "tokens": jnp.sum(jnp.asarray(batch.segment_ids) > 0),
-            "loss_tokens": weights[NEXT_TOKEN],
-            "audio_seconds": jnp.sum(batch.mel_lengths) / MEL_FRAMES_PER_SECOND,
-        }
-        return state, metrics | update_metrics | batch_metrics
+        return state, metrics | update_metrics | batch_metrics(batch)
 
     return train_step
+
+
+def batch_metrics(batch: Batch) -> Metrics:
+    """Returns what a step's batch holds: tokens, loss_tokens and audio_seconds, scalars."""
+    return {
+        "tokens": jnp.sum(jnp.asarray(batch.segment_ids) > 0),
+        "loss_tokens": jnp.sum(batch.loss_weights),
+        "audio_seconds": jnp.sum(batch.mel_lengths) / MEL_FRAMES_PER_SECOND,
+    }
 
 
 def make_eval_step(model_def: ModelDef, num_microbatches: int = 1) -> EvalStep:
@@ -137,13 +141,16 @@ def make_eval_step(model_def: ModelDef, num_microbatches: int = 1) -> EvalStep:
                 "correct_tokens": correct_tokens,
             }
 
-        return _sum_over_microbatches(microbatch_sums, batch, num_microbatches)
+        return sum_over_microbatches(microbatch_sums, batch, num_microbatches)
 
     return eval_step
 
 
 def forward(
-    model: StepAudio, heads: AuxiliaryHeads | None, batch: Batch
+    model: StepAudio,
+    heads: AuxiliaryHeads | None,
+    batch: Batch,
+    features: Float[Array, "B C audio_frames enc_hidden"] | None = None,
 ) -> tuple[Float[Array, "B T H"], dict[str, Scalar]]:
     """Runs the model over a batch.
 
@@ -151,6 +158,7 @@ def forward(
         model: whose weights are used.
         heads: None: no auxiliary losses.
         batch: of B rows of T tokens.
+        features: the encoder's output, if another model with the same encoder has computed it.
 
     Returns:
         The decoder's hidden states after its final norm, in the compute dtype; and the sum of each
@@ -159,16 +167,20 @@ def forward(
     audio = None
     aux_sums: dict[str, Scalar] = {}
     if batch.mel.shape[1] > 0:
-        features, outputs = model.encode_chunks(batch.mel, batch.mel_lengths)
+        if features is None:
+            features, outputs = model.encode_chunks(batch.mel, batch.mel_lengths)
+        else:
+            outputs = model.adapt_chunks(features)
         audio = outputs.reshape(outputs.shape[0], -1, outputs.shape[-1])
         if heads is not None and batch.auxiliary is not None:
             convention = model.config.length_convention
             aux_sums = aux_loss_sums(heads, features, outputs, batch, convention)
     embeddings = model.embed(batch.tokens, audio, batch.audio_index)
-    return model.decode(embeddings, batch.positions, batch.segment_ids), aux_sums
+    prefix_ids = None if batch.pairs is None else batch.pairs.prefix_ids
+    return model.decode(embeddings, batch.positions, batch.segment_ids, prefix_ids), aux_sums
 
 
-def _sum_over_microbatches(compute: Callable[[Batch], Any], batch: Batch, number: int) -> Any:
+def sum_over_microbatches(compute: Callable[[Batch], Any], batch: Batch, number: int) -> Any:
     """Returns the sum of the trees that `compute` returns for each of `number` micro-batches."""
     if number == 1:
         return compute(batch)

@@ -1,5 +1,6 @@
 """A run: its stages in order, each from its newest checkpoint or what the stage before left."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -13,7 +14,9 @@ import jax
 from stepaudio_jax.config import (
     AuxiliaryConfig,
     Config,
+    DataConfig,
     MeshConfig,
+    Preference,
     to_dict,
 )
 from stepaudio_jax.data import (
@@ -24,8 +27,10 @@ from stepaudio_jax.data import (
     open_stage_sources,
 )
 from stepaudio_jax.data.checking import CheckedData, DataChecker
+from stepaudio_jax.data.preference_pairs import PairFormat
 from stepaudio_jax.data.split_source import AnySource
 from stepaudio_jax.errors import DataError, DivergedError
+from stepaudio_jax.models import Parameters
 from stepaudio_jax.parallel import (
     BatchPlacement,
     all_gather_json,
@@ -56,6 +61,11 @@ from stepaudio_jax.training.monitoring import (
     write_diagnosis,
 )
 from stepaudio_jax.training.preemption import PreemptionNotice, data_error
+from stepaudio_jax.training.reference_logprobs import (
+    ReferenceLogprobs,
+    compute_reference_logprobs,
+    stored_reference_logprobs,
+)
 from stepaudio_jax.training.run_folder import (
     MODEL,
     RunLock,
@@ -64,15 +74,23 @@ from stepaudio_jax.training.run_folder import (
     read_initial_adapter,
 )
 from stepaudio_jax.training.stage_context import StageContext, is_due
+from stepaudio_jax.training.stage_step import (
+    evaluation_means,
+    make_stage_eval_step,
+    make_stage_step,
+)
 from stepaudio_jax.training.task_metrics import TaskEvaluator
+from stepaudio_jax.training.teacher import TeacherDef, read_teacher
 from stepaudio_jax.training.train_state import (
     ModelDef,
     TrainState,
     init_train_state,
 )
-from stepaudio_jax.training.train_step import make_eval_step, make_train_step
 
 logger = logging.getLogger(__name__)
+
+# The mixtures of a stage, as keys of its configuration.
+_DATA, _EVALUATION_DATA = "data", "evaluation.data"
 
 
 class StageTrainer(Protocol):
@@ -206,7 +224,7 @@ def check_data(
 
 
 class SupervisedTrainer:
-    """Trains a stage by next-token prediction.
+    """Trains a stage by next-token prediction, or by preferences between given replies.
 
     Args:
         context: the stage, and what the run gives it.
@@ -222,12 +240,25 @@ class SupervisedTrainer:
         if stage.evaluation.enabled:
             title = f"evaluation of stage {stage.name!r}"
             checks.append((title, stage.evaluation.data, AuxiliaryConfig()))
+        context.define_teacher()  # raises where it cannot be learnt from
+        pair_format = context.pair_format()
         for title, data, auxiliary in checks:
             sources = open_stage_sources(data, context.tokenizer, context.model)
             preprocessor = Preprocessor(
-                data, context.tokenizer, context.model, auxiliary, sources, seed=0
+                data,
+                context.tokenizer,
+                context.model,
+                auxiliary,
+                sources,
+                seed=0,
+                pair_format=pair_format,
             )
             settings = {"auxiliary": to_dict(auxiliary)}
+            if pair_format is not None:
+                settings |= {
+                    "objective": to_dict(pair_format.objective),
+                    "shares_prompt": pair_format.shares_prompt,
+                }
             checker(title, sources, data, preprocessor.check, settings)
 
     def run(self, params: ModelParams) -> ModelParams:
@@ -242,32 +273,46 @@ class SupervisedTrainer:
         config, stage, mesh = context.config, context.stage, context.mesh
         start = context.abstract_train_state()
         place_batch = BatchPlacement(stage.data, config.compute.rules, mesh)
-        evaluator = Evaluator(context, start.model_def)
-        data = batches(
-            stage.data,
-            context.tokenizer,
-            context.model,
-            auxiliary=stage.auxiliary,
-            seed=config.seed + context.index,
-            rows=place_batch.local_rows,
-        )
         checkpoints = context.open_checkpoints()
         # Asked before the first step too, so that a notice until then counts for that step.
         context.should_stop(checkpoints.latest_step or 0)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(contextlib.closing(data))
             stack.enter_context(contextlib.closing(checkpoints))
+            restored_data_state = None
             if checkpoints.latest_step is not None:
-                state, data_state = checkpoints.restore(start.abstract)
-                data.set_state(data_state)
+                state, restored_data_state = checkpoints.restore(start.abstract)
             else:
                 state = init_train_state(config, context.index, context.model, start, params)
+            teacher_def = context.define_teacher()
+            # Of a stage with a teacher, the last argument of its steps.
+            teacher = () if teacher_def is None else (read_teacher(config, teacher_def, mesh),)
+            reference = self._reference_logprobs(
+                start.model_def, state, is_resumed=restored_data_state is not None
+            )
+            evaluator = Evaluator(
+                context,
+                start.model_def,
+                context.pair_format(reference.get(_EVALUATION_DATA)),
+                teacher_def,
+            )
+            data = batches(
+                stage.data,
+                context.tokenizer,
+                context.model,
+                auxiliary=stage.auxiliary,
+                seed=config.seed + context.index,
+                rows=place_batch.local_rows,
+                pair_format=context.pair_format(reference.get(_DATA)),
+            )
+            stack.enter_context(contextlib.closing(data))
+            if restored_data_state is not None:
+                data.set_state(restored_data_state)
             params.clear()  # the state holds what it needs of them; the rest is freed
             steps_done = int(state.step)
             context.should_stop(steps_done)
 
             train_step = jax.jit(
-                make_train_step(start.model_def, stage, start.optimizer),
+                make_stage_step(start.model_def, stage, start.optimizer, teacher_def),
                 donate_argnums=0,
                 out_shardings=(start.shardings, replicated(mesh)),
             )
@@ -284,7 +329,7 @@ class SupervisedTrainer:
             )
             if resumed_before_evaluation:
                 with meter.paused():
-                    writer.add_to_step(steps_done, evaluator.evaluate(state, steps_done))
+                    writer.add_to_step(steps_done, evaluator.evaluate(state, steps_done, *teacher))
 
             for step in range(steps_done + 1, stage.steps + 1):
                 try:
@@ -298,7 +343,7 @@ class SupervisedTrainer:
                 profile.before(run_step)
                 is_first = step == steps_done + 1
                 with meter.compiling() if is_first else contextlib.nullcontext():
-                    state, metrics = train_step(state, batch)
+                    state, metrics = train_step(state, batch, *teacher)
                 meter.add(metrics)
                 profile.after(run_step, metrics)
                 bar.update()
@@ -331,7 +376,7 @@ class SupervisedTrainer:
                 if evaluator.metrics(step) and not preempted:
                     try:
                         with meter.paused():
-                            logged |= evaluator.evaluate(state, step)
+                            logged |= evaluator.evaluate(state, step, *teacher)
                     except (DataError, OSError) as error:
                         if logged:
                             writer.write(step, logged)
@@ -350,6 +395,39 @@ class SupervisedTrainer:
                     raise context.notice.interrupted_error(stage.name, step)
         context.warn_if_unchanged(state)
         return start.model_def.params_after_stage(state, stage.name)
+
+    def _reference_logprobs(
+        self, model_def: ModelDef, state: TrainState, *, is_resumed: bool
+    ) -> dict[str, ReferenceLogprobs]:
+        """Returns the reference policy's log-probabilities of training and held-out data.
+
+        They are computed before the first step, and read from the run folder afterwards. Without
+        `objective.precompute_reference` there are none.
+
+        Raises:
+            CheckpointError: the stage has made steps, and they are not in the run folder.
+        """
+        context, stage = self._context, self._context.stage
+        if not isinstance(stage.objective, Preference) or not stage.objective.precompute_reference:
+            return {}
+        mixtures = {_DATA: stage.data}
+        if stage.evaluation.enabled:
+            mixtures[_EVALUATION_DATA] = stage.evaluation.data
+        path = context.run_dir / f"reference_logprobs_{context.index}_{stage.name}.json"
+
+        def compute(data: DataConfig) -> ReferenceLogprobs:
+            return compute_reference_logprobs(
+                model_def,
+                state,
+                data,
+                tokenizer=context.tokenizer,
+                model=context.model,
+                pair_format=context.pair_format(),
+                place_batch=BatchPlacement(data, context.config.compute.rules, context.mesh),
+                mesh=context.mesh,
+            )
+
+        return stored_reference_logprobs(path, mixtures, compute, is_resumed=is_resumed)
 
     @staticmethod
     def _save_if_alone(
@@ -371,34 +449,48 @@ class Evaluator:
     Args:
         context: the stage, and what the run gives it.
         model_def: the static side of the model.
+        pair_format: how records of preferences become examples; None for dialogues.
+        teacher: of the stage; None without one.
     """
 
-    def __init__(self, context: StageContext, model_def: ModelDef):
-        self._context, self._model_def = context, model_def
+    def __init__(
+        self,
+        context: StageContext,
+        model_def: ModelDef,
+        pair_format: PairFormat | None = None,
+        teacher: TeacherDef | None = None,
+    ):
+        self._context, self._model_def, self._pair_format = context, model_def, pair_format
+        self._teacher = teacher
 
     def metrics(self, step: int) -> list[str]:
         """Returns the metrics that are measured after this step of the stage; none on most."""
         metrics = [EVALUATION_LOSS] if self._is_loss_due(step) else []
         return metrics + self._context.task_metrics(step)
 
-    def evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+    def evaluate(self, state: TrainState, step: int, *teacher: Parameters) -> dict[str, float]:
         """Computes what is due after this step: held-out loss and accuracy, figures of benchmarks.
+
+        Args:
+            state: of the step.
+            step: of the stage.
+            teacher: its parameters, where the stage has a teacher.
 
         Raises:
             DataError: no record can be used, or a clip is damaged.
         """
-        metrics = self._evaluate_loss(state) if self._is_loss_due(step) else {}
+        metrics = self._evaluate_loss(state, *teacher) if self._is_loss_due(step) else {}
         return metrics | self._context.evaluate_tasks(state, self._model_def, step)
 
     def _is_loss_due(self, step: int) -> bool:
         evaluation, last_step = self._context.stage.evaluation, self._context.stage.steps
         return evaluation.enabled and (step == last_step or is_due(step, evaluation.every_steps))
 
-    def _evaluate_loss(self, state: TrainState) -> dict[str, float]:
-        """Computes mean loss and token accuracy over the first `evaluation.batches` batches."""
+    def _evaluate_loss(self, state: TrainState, *teacher: Parameters) -> dict[str, float]:
+        """Computes the loss and other metrics over the first `evaluation.batches` batches."""
         context, evaluation = self._context, self._context.stage.evaluation
         place_batch, eval_step = self._place_batch, self._eval_step
-        totals = {"loss_sum": 0.0, "correct_tokens": 0.0, "loss_tokens": 0.0}
+        totals = collections.defaultdict[str, float](float)
         data = evaluation_batches(
             evaluation.data,
             context.tokenizer,
@@ -406,21 +498,20 @@ class Evaluator:
             rows=place_batch.local_rows,
             count=evaluation.batches if place_batch.spans_processes else None,
             sources=self._sources,
+            pair_format=self._pair_format,
         )
         with contextlib.closing(data):
             for batch in itertools.islice(data, evaluation.batches):
-                for name, value in eval_step(state, place_batch(batch)).items():
+                for name, value in eval_step(state, place_batch(batch), *teacher).items():
                     totals[name] += float(value)
-        if totals["loss_tokens"] == 0:
+        means = evaluation_means(totals, context.stage) if totals else None
+        if means is None:
             paths = ", ".join(source.path for source in evaluation.data.sources)
             raise DataError(
                 f"{paths}: no record of the evaluation data of stage {context.stage.name!r} can be "
                 "used; see the warnings"
             )
-        return {
-            EVALUATION_LOSS: totals["loss_sum"] / totals["loss_tokens"],
-            "evaluation/token_accuracy": totals["correct_tokens"] / totals["loss_tokens"],
-        }
+        return {f"evaluation/{name}": mean for name, mean in means.items()}
 
     # Cached, not made by the constructor: without held-out data its settings need not fit the mesh.
 
@@ -446,4 +537,6 @@ class Evaluator:
             for number in range(stage.gradient_accumulation_steps, 0, -1)
             if rows_per_shard % number == 0
         )
-        return jax.jit(make_eval_step(self._model_def, num_microbatches))
+        return jax.jit(
+            make_stage_eval_step(self._model_def, stage, num_microbatches, self._teacher)
+        )

@@ -26,6 +26,12 @@ COMMANDS = {name: [f"--config=configs/{name}.py"] for name in CONFIGS} | {
         "--config.stages.sft.objective.rewards=({'verifier_weight': 1.0},)",
         "--config.stages.sft.objective.kl_coef=0.02",
     ],
+    "sft.preference": [
+        "--config=configs/sft.py",
+        "--config.stages.sft.objective=preference",
+        "--config.stages.sft.objective.loss=simpo",
+        "--config.stages.sft.objective.target_margin=0.5",
+    ],
     "sft_32b.tiny": [
         "--config=configs/sft_32b.py",
         "--config.model.preset=tiny",

@@ -13,6 +13,7 @@ import soundfile
 from stepaudio_jax.audio import load_audio
 from stepaudio_jax.config import SourceConfig
 from stepaudio_jax.data import Criterion, Record, open_source
+from stepaudio_jax.data.annotations import Annotation, CriterionMet
 from stepaudio_jax.data.clip_files import encode_samples
 from stepaudio_jax.data.clips import load_clip
 from stepaudio_jax.data.conversion import JOURNAL, SKIPPED_ROWS, convert_source
@@ -72,11 +73,14 @@ EVERYTHING = Record(
         Message("assistant", (TextPart("<think>b</think>c"),), reasoning="a"),
         Message("assistant", (TextPart("Without thoughts."),)),
         Message("user", (TextPart("And?"),)),
+        Message("assistant", (TextPart("A bad reply."),), in_loss=False),
     ),
     source="talks",
     origin="somewhere:1",
     reference_reply="<think>not a thought",
     rejected_reply="No.",
+    reference_reasoning="A thought.",
+    rejected_reasoning="None.",
     margin=0,
     rubric=(Criterion("Is brief.", 1.5), Criterion("Is rude.", -1.0)),
     reference_meets=(True, False),
@@ -84,7 +88,13 @@ EVERYTHING = Record(
     reference_critique="It is good.",
     rejected_critique="",
     answer="7",
+    label=False,
     sampling={"temperature": 0, "stop_strings": ["\n"]},
+    annotations=(
+        Annotation(
+            "ann", -2, "b", (CriterionMet(True, False),) * 2, ("tone",), "Rude.", "Yes.", 1.5
+        ),
+    ),
 )
 
 

@@ -10,10 +10,10 @@ from launch.judge import main as launch
 from stepaudio_jax.data import read_records
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.judge.agreement import krippendorff_alpha, weighted_kappa
-from stepaudio_jax.judge.query import JudgeAnswer
 from stepaudio_jax.judge.human_report import report_on_people
 from stepaudio_jax.judge.judge import Judge
 from stepaudio_jax.judge.prompt import JudgePrompt
+from stepaudio_jax.judge.query import JudgeAnswer
 from stepaudio_jax.judge.verdict import comparisons
 from tests.judge.fakes import FunctionBackend
 

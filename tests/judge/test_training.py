@@ -56,6 +56,19 @@ def test_both_orders_have_the_right_verdict(tmp_path, levels):
         assert json.loads(answer)["code"] == question.code
 
 
+def test_an_ordinal_judge_learns_one_comparison_in_the_light_of_the_rubric(tmp_path):
+    prompt = JudgePrompt(rubric="ordinal")
+    rubric = {"rubric": RUBRIC["rubric"]}  # what the replies meet is not asked
+    (record,) = read_records(records(tmp_path, preference(**rubric, margin=3)))
+    for dialogue, level in zip(judge_dialogues(record, prompt), (3, -3), strict=True):
+        question, answer = (message["content"] for message in dialogue["messages"])
+        assert "(+2) kind" in question
+        assert json.loads(answer).keys() == {"comparison", "code"}
+        assert parse_verdict(answer, levels=7, code=json.loads(answer)["code"]) == Verdict(level)
+    with pytest.raises(DataError, match="'reference_meets'"):
+        list(judge_dialogues(record, JudgePrompt(rubric="both")))
+
+
 def test_a_template_without_a_code_gives_verdicts_without_one(tmp_path):
     (record,) = read_records(records(tmp_path, preference()))
     dialogues = judge_dialogues(record, JudgePrompt("configs/tiny_judge.txt", levels=3))

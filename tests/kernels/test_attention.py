@@ -12,7 +12,7 @@ from jax.extend.core import Primitive
 
 from stepaudio_jax.config import ComputeConfig
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.kernels.attention import attention
+from stepaudio_jax.kernels.attention import attention, supports_shared_prefix
 from stepaudio_jax.kernels.attention_mask import AttentionMask
 from stepaudio_jax.kernels.cpu.block_sparse_attention import block_sparse_attention
 from stepaudio_jax.kernels.cudnn import cudnn_attention, is_cudnn_attention
@@ -311,14 +311,40 @@ def test_batches_of_long_causal_rows_skip_blocks_on_a_cpu(
     assert calls == [(2, 600, HEADS, HEAD_DIM)]
 
 
-def test_prefixes_are_an_error_for_splash() -> None:
+def test_splash_lets_two_segments_share_a_prefix() -> None:
+    """Values and gradients are those of the mask; a second prefix has one continuation."""
+    q, k, v = random_qkv(150, 150)
+    spans = [(1, -1, 40), (2, 1, 30), (3, 1, 30), (4, -1, 20), (5, 4, 20), (0, -1, 10)]
+    segments, prefixes = (
+        jnp.asarray(np.tile(np.repeat([span[i] for span in spans], [n for *_, n in spans]), (2, 1)))
+        for i in range(2)
+    )
+    ids = {"query_segment_ids": segments, "key_segment_ids": segments, "query_prefix_ids": prefixes}
+    weights = jnp.where(segments > 0, 1.0, 0.0)[:, :, None, None] * jnp.ones_like(q)
+    results = [
+        value_and_gradients(
+            functools.partial(attention, **ids, compute=compute, causal=True), (q, k, v), weights
+        )
+        for compute in (XLA, SPLASH)
+    ]
+    (expected, *expected_gradients), (out, *gradients) = results
+    np.testing.assert_allclose(out[:, :140], expected[:, :140], atol=2e-6)
+    for gradient, other in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, other, atol=2e-5)
+
+
+def test_prefixes_without_a_causal_mask_are_an_error_for_splash() -> None:
     q, k, v = random_qkv(4, 4)
     ids = {
         name: jnp.ones((ROWS, 4), jnp.int32)
         for name in ("query_segment_ids", "key_segment_ids", "query_prefix_ids")
     }
     with pytest.raises(ConfigError, match="'splash_interpreted' does not support shared prefixes"):
-        attention(q, k, v, **ids, compute=SPLASH, causal=True)
+        attention(q, k, v, **ids, compute=SPLASH)
+    assert supports_shared_prefix(SPLASH, 2)
+    assert not supports_shared_prefix(SPLASH, 3)
+    assert not supports_shared_prefix(SPLASH)
+    assert supports_shared_prefix(XLA)
 
 
 def test_a_query_without_keys_gives_zeros_and_no_gradient() -> None:

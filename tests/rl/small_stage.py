@@ -117,13 +117,17 @@ def stage_config(
     return run
 
 
-def run_stage(config: Config) -> tuple[ModelParams, list[dict]]:
-    """Trains the stage; returns the parameters after it, and its logged metrics."""
+def run_stage(config: Config, decoder: dict | None = None) -> tuple[ModelParams, list[dict]]:
+    """Trains the stage; returns the parameters after it, and its logged metrics.
+
+    Args:
+        config: of the run.
+        decoder: to start from; None for that of the small base.
+    """
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        params = ModelParams(
-            jax.device_put(jax.tree.map(jnp.array, base().parameters), replicated(mesh))
-        )
+        start = base().parameters if decoder is None else base().parameters | {"decoder": decoder}
+        params = ModelParams(jax.device_put(jax.tree.map(jnp.array, start), replicated(mesh)))
         context = StageContext(config, 0, base().config, base().tokenizer, mesh, PreemptionNotice())
         after = PolicyTrainer(context).run(params)
         after = jax.tree.map(np.asarray, after)

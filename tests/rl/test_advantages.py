@@ -7,6 +7,7 @@ import pytest
 from stepaudio_jax.rl.advantages import (
     gae,
     grpo,
+    online_dpo,
     reinforce_with_baseline,
     rewards_at_last_token,
     rloo,
@@ -151,6 +152,39 @@ def test_advantages_do_not_depend_on_the_order_of_rollouts():
     straight = np.asarray(rloo(jnp.asarray(REWARDS), jnp.asarray(GROUPS), jnp.asarray(VALID)))
     mixed = rloo(jnp.asarray(REWARDS[order]), jnp.asarray(GROUPS[order]), jnp.asarray(VALID[order]))
     np.testing.assert_allclose(mixed, straight[order], atol=1e-6)
+
+
+def test_online_dpo_has_the_gradient_of_dpo():
+    """Of the pair with the highest and the lowest reward of each prompt, in float64."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(4), 4)
+    rewards = rng.choice([0.0, 0.5, 1.0], 16).astype(np.float32)
+    rewards[4:8] = 0.5  # nothing to compare
+    valid = np.ones(16)
+    valid[0] = 0
+    rewards[0] = np.nan
+    ratios = rng.normal(scale=3, size=16).astype(np.float32)
+    advantages, in_pair = online_dpo(
+        jnp.asarray(rewards), jnp.asarray(groups), jnp.asarray(valid), jnp.asarray(ratios), beta=0.3
+    )
+    expected = np.zeros(16)
+    for group in range(4):
+        members = [i for i in range(16) if groups[i] == group and valid[i]]
+        best, worst = (
+            min(members, key=key) for key in (lambda i: (-rewards[i], i), lambda i: (rewards[i], i))
+        )
+        if rewards[best] == rewards[worst]:
+            continue
+        step = 1e-6
+
+        def loss(ratio, best=best, worst=worst):
+            return np.logaddexp(0, -0.3 * (ratio - float(ratios[worst])))
+
+        slope = (loss(float(ratios[best]) + step) - loss(float(ratios[best]) - step)) / (2 * step)
+        expected[best], expected[worst] = -2 * slope, 2 * slope
+    np.testing.assert_allclose(advantages, expected, atol=1e-6)
+    np.testing.assert_array_equal(in_pair, expected != 0)
+    assert in_pair.sum() == 6
 
 
 def test_advantages_are_whitened_with_the_unbiased_variance_of_the_valid_tokens():

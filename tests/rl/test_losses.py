@@ -10,11 +10,13 @@ import torch
 
 from stepaudio_jax.rl.losses import (
     KLController,
+    cispo_loss,
+    importance_weights,
     kl_estimate,
     kl_loss,
     policy_loss,
+    segment_means,
     token_weights,
-    truncated_importance_weights,
     value_loss,
     where_weighted,
 )
@@ -235,7 +237,7 @@ def test_importance_weights_are_truncated():
     trainer = jnp.asarray([-1.0, -2.0, -3.0, jnp.nan])
     sampler = jnp.asarray([-1.1, -2.0, -6.0, 0.0])
     np.testing.assert_allclose(
-        truncated_importance_weights(trainer, sampler, max_weight=2.0)[:3],
+        importance_weights(trainer - sampler, max_weight=2.0)[:3],
         [np.exp(0.1), 1, 2],
         rtol=1e-5,
     )
@@ -276,3 +278,86 @@ def test_the_kl_controller_follows_its_equation_and_stays_positive(num_rollouts,
         )
     controller.update(math.nan, num_rollouts)
     assert controller.coefficient == pytest.approx(expected, rel=1e-12)
+
+
+def test_cispo_keeps_the_gradient_of_clipped_tokens(drawn):
+    ratio = np.exp(wide(drawn["logprobs"]) - wide(drawn["old"]))
+    weight = np.clip(ratio, 0.8, 1.28)
+    advantages = wide(drawn["advantages"])
+    arguments = [jnp.asarray(drawn[name]) for name in ("logprobs", "old", "advantages")]
+
+    def loss(logprobs, *others):
+        return cispo_loss(logprobs, *others, clip_low=0.2, clip_high=0.28)
+
+    result = loss(*arguments)
+    np.testing.assert_allclose(result.loss, -weight * advantages, atol=TOLERANCE)
+    np.testing.assert_array_equal(result.clipped, np.abs(ratio - weight) > 1e-7)
+    gradient = jax.grad(lambda *x: loss(*x).loss.sum(), argnums=(0, 1, 2))(*arguments)
+    np.testing.assert_allclose(gradient[0], -weight * advantages, atol=TOLERANCE)
+    assert not np.any(gradient[1])
+    assert not np.any(gradient[2])
+
+
+def test_the_sequence_ratio_equals_gspos_with_junk_at_masked_places(drawn):
+    """In rows with several replies, whose tokens without weight hold infinities and NaN."""
+    rng = np.random.default_rng(3)
+    ids = np.sort(rng.integers(0, 5, SHAPE), axis=1).astype(np.int32)
+    mask = drawn["mask"] * (ids > 0)
+    junk = rng.choice([np.nan, np.inf, -np.inf, 1e30], SHAPE).astype(np.float32)
+    old = np.where(mask > 0, drawn["old"], 0.0).astype(np.float32)
+    difference = wide(drawn["logprobs"]) - wide(old)
+    expected_loss, expected_gradient = 0.0, np.zeros(SHAPE)
+    advantage_of = rng.normal(size=(SHAPE[0], 5)).astype(np.float32)
+    advantages = np.take_along_axis(advantage_of, ids, axis=1)
+    for row in range(SHAPE[0]):
+        for segment in range(1, 5):
+            here = (ids[row] == segment) & (mask[row] > 0)
+            if not here.any():
+                continue
+            ratio = np.exp(difference[row, here].mean())
+            advantage = float(advantage_of[row, segment])
+            clipped = np.clip(ratio, 0.8, 1.2)
+            expected_loss -= min(ratio * advantage, clipped * advantage)
+            if ratio * advantage <= clipped * advantage:
+                expected_gradient[row, here] = -advantage * ratio / here.sum()
+    weights = mask / np.maximum(
+        np.array(
+            [
+                [(here & (mask[row] > 0)).sum() for here in ids[row] == ids[row][:, None]]
+                for row in range(SHAPE[0])
+            ]
+        ),
+        1,
+    )
+    weights = weights.astype(np.float32)
+
+    def loss(logprobs):
+        logprobs = jnp.where(mask > 0, logprobs, junk)
+        difference = jnp.where(mask > 0, logprobs - old, junk)
+        ratios = segment_means(difference, jnp.asarray(weights), jnp.asarray(ids))
+        policy = policy_loss(
+            ratios, jnp.zeros(SHAPE), jnp.asarray(advantages), clip_low=0.2, clip_high=0.2
+        )
+        return (weights * policy.loss).sum()
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(drawn["logprobs"]))
+    assert float(value) == pytest.approx(expected_loss, rel=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=2e-6)
+
+
+@pytest.mark.parametrize("outside", ["truncate", "mask"])
+@pytest.mark.parametrize("low", [None, 0.5])
+def test_importance_weights_are_bounded_from_both_sides(drawn, outside, low):
+    difference = wide(drawn["old"]) - wide(drawn["reference"])
+    ratio = np.exp(difference)
+    lowest = 0.0 if low is None else low
+    inside = (ratio >= lowest) & (ratio <= 1.5)
+    expected = np.where(inside, ratio, np.clip(ratio, lowest, 1.5) if outside == "truncate" else 0)
+    weights = importance_weights(
+        jnp.asarray(drawn["old"] - drawn["reference"]),
+        max_weight=1.5,
+        min_weight=low,
+        outside=outside,
+    )
+    assert not inside.all()
+    np.testing.assert_allclose(weights, expected, rtol=2e-6)

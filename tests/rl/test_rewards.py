@@ -148,6 +148,75 @@ def test_a_rubric_takes_the_place_of_preference():
     assert reward.parts["rubric_score"] == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize(
+    ("use", "value"), [("ordinal", 2 / 3), ("criteria", 1.0), ("both", (1 + 2 / 3) / 2)]
+)
+def test_a_rubric_is_used_as_the_judge_says(use, value):
+    """By criteria the difference is 2/5 + 3/5; the longer reply is better by 2 of 3 levels."""
+    rubric = (Criterion("kind", 5.0), Criterion("rude", -3.0))
+    asked = []
+
+    def answer(question):
+        asked.append(question)
+        return longer_is_better(question)
+
+    prompt = JudgePrompt(rubric=use)
+    compares = Judge(FunctionBackend("longer", answer), prompt, max_abstention_rate=1.0)
+    config = PolicyGradient(
+        rewards=(RewardConfig(judge_weight=1.0, scale=3.0),),
+        judge=JudgeConfig(url="http://localhost/v1", model="m", rubric=use),
+    )
+    (reward,) = RewardFunction(config, compares)(
+        [rollout("kind and rude", reference_reply="rude", rubric=rubric)]
+    )
+    assert reward.value == pytest.approx(3 * value)
+    assert ("rubric" in reward.parts) == (use != "ordinal")
+    assert all(("(-3) rude" in question) == (use != "criteria") for question in asked)
+    assert all(("Say besides" in question) == (use != "ordinal") for question in asked)
+
+
+async def slowly_even(reply, answer):
+    import asyncio
+
+    waiting.append(reply)
+    await asyncio.sleep(0)
+    assert len(waiting) == 3  # all were called before any returned
+    if reply == "broken":
+        raise RuntimeError("no")
+    return int(reply) % 2 == 0
+
+
+waiting: list[str] = []
+
+
+def test_an_async_verifier_scores_replies_concurrently():
+    reward = RewardConfig(verifier=f"{__name__}:slowly_even", verifier_weight=1.0)
+    rewards = RewardFunction(PolicyGradient(rewards=(reward,)), None)
+    waiting.clear()
+    values = [reward.value for reward in rewards([rollout(reply) for reply in ("1", "2", "4")])]
+    assert values == [0, 1, 1]
+    waiting.clear()
+    with pytest.raises(DataError, match=r"file:1: verifier='.*:slowly_even' on the reply 'broken'"):
+        rewards([rollout(reply) for reply in ("1", "broken", "4")])
+
+
+def test_truncated_replies_are_masked_and_stay_in_the_baseline():
+    import dataclasses
+
+    rollouts = [rollout(str(number), group=0) for number in range(3)]
+    rollouts[2] = dataclasses.replace(rollouts[2], truncated=True)
+    rewards = [Reward(value, {}) for value in (1.0, 0.0, 0.5)]
+    config = PolicyGradient(rewards=(RewardConfig(format_weight=1.0),), mask_truncated=True)
+    none = PolicyLogprobs(None, None, [np.zeros(4, np.float32)] * 3)
+    advantages = compute_advantages(rollouts, rewards, none, config, kl_coef=0.0)
+    assert advantages.valid.tolist() == [True, True, False]
+    np.testing.assert_allclose(
+        [of_rollout[0] for of_rollout in advantages.advantages[:2]], [1 - 0.25, 0 - 0.75]
+    )
+    weights = compute_loss_weights(rollouts, advantages.valid, config)
+    assert [of_rollout.sum() for of_rollout in weights] == [0.5, 0.5, 0]
+
+
 def test_a_rubric_with_weights_that_overflow_is_an_error():
     """Their sum is infinite, and infinity over infinity is not a number."""
     rubric = (Criterion("kind", 1.5e308), Criterion("rude", 1.5e308))

@@ -47,6 +47,8 @@ RECORD_KEYS = (
         "source",
         "reference_reply",
         "rejected_reply",
+        "reference_reasoning",
+        "rejected_reasoning",
         "margin",
         "rubric",
         "reference_meets",
@@ -112,16 +114,21 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
     check_segment_texts(numbered, origin)
     if not any(message.audio for _, message in numbered):
         foreign_keys.check_unread_audio(value, known, origin)
-    if _parse_label(value.get("label"), numbered, origin) is False:
+    label = _parse_label(value.get("label"), numbered, origin)
+    if label is False:
         numbered[-1] = (numbered[-1][0], dataclasses.replace(numbered[-1][1], in_loss=False))
     rubric = _parse_rubric(value.get("rubric"), origin)
+    reference_reasoning, reference_reply = _parse_reply(value, "reference", names[0], origin)
+    rejected_reasoning, rejected_reply = _parse_reply(value, "rejected", names[1], origin)
     record = Record(
         id=_scalar_text(value.get("id"), f"{origin}: 'id'") or default_id,
         messages=tuple(message for _, message in numbered),
         source=_scalar_text(value.get("source"), f"{origin}: 'source'") or source,
         origin=origin,
-        reference_reply=_parse_reply(value.get("reference_reply"), f"{origin}: {names[0]!r}"),
-        rejected_reply=_parse_reply(value.get("rejected_reply"), f"{origin}: {names[1]!r}"),
+        reference_reply=reference_reply,
+        rejected_reply=rejected_reply,
+        reference_reasoning=reference_reasoning,
+        rejected_reasoning=rejected_reasoning,
         margin=_parse_margin(value.get("margin"), origin),
         rubric=rubric,
         reference_meets=_parse_criteria_met(
@@ -137,6 +144,7 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
             value.get("rejected_critique"), f"{origin}: 'rejected_critique'"
         ),
         answer=_scalar_text(value.get("answer"), f"{origin}: 'answer'"),
+        label=label,
         sampling=_parse_sampling(value.get("sampling"), origin),
         annotations=parse_annotations(
             value.get("annotations"), num_criteria=len(rubric), origin=origin
@@ -211,21 +219,21 @@ def _parse_message(value: Any, where: str, folder: str) -> Message:
     )
 
 
-def _split_reasoning(reasoning: Any, text: str, where: str) -> tuple[str | None, str]:
+def _split_reasoning(
+    reasoning: Any, text: str, where: str, key: str = "reasoning_content"
+) -> tuple[str | None, str]:
     """Returns (reasoning, reply) of an assistant turn.
 
     The reasoning has a key of its own, or is `<think>..</think>` at the start of the content.
     """
     if reasoning is not None and not isinstance(reasoning, str):
-        raise DataError(
-            f"{where}: 'reasoning_content' must be a string, got {format_json(reasoning)}"
-        )
+        raise DataError(f"{where}: {key!r} must be a string, got {format_json(reasoning)}")
     inline = text.lstrip()
     if not inline.startswith(THINK_START_TAG):
         return reasoning, text
     if reasoning is not None:
         raise DataError(
-            f"{where} has both 'reasoning_content' and a {THINK_START_TAG} in its content; keep one"
+            f"{where} has both {key!r} and a {THINK_START_TAG} in its content; keep one"
         )
     thought, end, reply = inline.removeprefix(THINK_START_TAG).partition(THINK_END_TAG)
     if not end:
@@ -233,15 +241,28 @@ def _split_reasoning(reasoning: Any, text: str, where: str) -> tuple[str | None,
     return thought.strip(), reply.lstrip("\n")
 
 
-def _parse_reply(value: Any, what: str) -> str | None:
-    """Returns a reply to compare with others, without the reasoning that may precede it."""
-    text = _scalar_text(value, what)
+def _parse_reply(
+    value: Mapping[str, Any], side: str, name: str, origin: str
+) -> tuple[str | None, str | None]:
+    """Returns (reasoning, reply) of one of the two replies to be compared; None where not given.
+
+    Args:
+        value: the record.
+        side: "reference" or "rejected", the beginning of its keys.
+        name: the file's key of the reply.
+        origin: the start of an error.
+    """
+    what = f"{origin}: {name!r}"
+    text = _scalar_text(value.get(f"{side}_reply"), what)
+    reasoning = value.get(f"{side}_reasoning")
     if text is None:
-        return None
-    reasoning, reply = _split_reasoning(None, text, what)
+        if reasoning is not None:
+            raise DataError(f"{origin}: has '{side}_reasoning' and no '{side}_reply'")
+        return None, None
+    reasoning, reply = _split_reasoning(reasoning, text, what, f"{side}_reasoning")
     if reasoning is not None and not reply.strip():
         raise DataError(f"{what} is a reasoning without a reply")
-    return reply
+    return reasoning or None, reply  # an empty reasoning says nothing
 
 
 def _parse_in_loss(value: Mapping[str, Any], where: str) -> bool:

@@ -37,7 +37,8 @@ def preference_to_dialogue(value: Mapping[str, Any], origin: str) -> dict[str, A
     Raises:
         DataError: names the origin and what does not fit.
     """
-    for key in ("reference_reply", "rejected_reply"):
+    keys = ("reference_reply", "rejected_reply", "reference_reasoning", "rejected_reasoning")
+    for key in keys:
         if key in value:
             name = "chosen" if "chosen" in value else "rejected"
             raise DataError(f"{origin}: has both {name!r} and {key!r}; keep one of the two forms")
@@ -72,7 +73,12 @@ def preference_to_dialogue(value: Mapping[str, Any], origin: str) -> dict[str, A
             " 'rejected' answer"
         )
     rest = {key: item for key, item in value.items() if key not in PREFERENCE_KEYS}
-    return {**rest, "messages": before, "reference_reply": reference, "rejected_reply": rejected}
+    replies: dict[str, Any] = {}
+    for side, (reasoning, reply) in (("reference", reference), ("rejected", rejected)):
+        replies[f"{side}_reply"] = reply
+        if reasoning is not None:
+            replies[f"{side}_reasoning"] = reasoning
+    return {**rest, "messages": before, **replies}
 
 
 def check_preference_pair(record: Record, names: tuple[str, str]) -> None:
@@ -117,27 +123,32 @@ def _normalized(reply: str) -> str:
 
 def _split_last_turn(
     value: Mapping[str, Any], key: str, prompt: list[Any] | None, origin: str
-) -> tuple[list[Any], str]:
-    """Returns the dialogue before the last turn of `value[key]`, and the text of that turn."""
+) -> tuple[list[Any], tuple[Any, str]]:
+    """Returns the dialogue before the last turn of `value[key]`, and that turn.
+
+    Of the turn: its `reasoning_content`, None without one, and its text.
+    """
     turns = _messages(value, key, origin)
     last = turns[-1]
     is_turn = isinstance(last, Mapping) and last.get("role") == "assistant"
     if is_turn:
         check_keys(last, _REPLY_KEYS, f"{origin}: the last turn of {key!r}", FOREIGN_MESSAGE_KEYS)
     content = _text(last.get("content")) if is_turn else last
+    # An empty reasoning says nothing: others write it where a turn has none.
+    reasoning = (last.get("reasoning_content") or None) if is_turn else None
     if not isinstance(content, str) or (isinstance(last, str) and prompt is None):
         raise DataError(
             f"{origin}: {key!r} must end in an assistant's turn whose content is a string"
         )
     before = turns[:-1]
     if prompt is None:
-        return before, content
+        return before, (reasoning, content)
     if before:
         raise DataError(
             f"{origin}: {key!r} must be one turn of the assistant's,"
             " for the dialogue is given beside it"
         )
-    return prompt, content
+    return prompt, (reasoning, content)
 
 
 def _text(content: Any) -> Any:

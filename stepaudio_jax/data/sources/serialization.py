@@ -42,11 +42,11 @@ def serialize_record(record: Record, clip_keys: ClipKeys) -> dict[str, Any]:
         "source": record.source,
         "messages": [_message(message, clip_keys) for message in record.messages],
     }
-    for key in ("reference_reply", "rejected_reply"):
-        reply = getattr(record, key)
+    for side in ("reference", "rejected"):
+        reply = getattr(record, f"{side}_reply")
         if reply is not None:
-            row[key] = _reply(reply)
-    for key in ("margin", "reference_critique", "rejected_critique", "answer"):
+            row |= _reply(side, getattr(record, f"{side}_reasoning"), reply)
+    for key in ("margin", "reference_critique", "rejected_critique", "answer", "label"):
         value = getattr(record, key)
         if value is not None:
             row[key] = value
@@ -116,9 +116,13 @@ def _message(message: Message, clip_keys: ClipKeys) -> dict[str, Any]:
     return turn
 
 
-def _reply(text: str) -> str:
-    """Returns a reply as a reader of replies, which drops a reasoning before it, reads it."""
-    return f"{_think('')}{text}" if text.lstrip().startswith(THINK_START_TAG) else text
+def _reply(side: str, reasoning: str | None, text: str) -> dict[str, str]:
+    """Returns the keys of one of two replies that are compared, and of the reasoning before it."""
+    if text.lstrip().startswith(THINK_START_TAG):
+        # The reader takes the first tag for the reasoning, so that it must be in the reply too.
+        return {f"{side}_reply": f"{_think(reasoning or '')}{text}"}
+    keys = {f"{side}_reply": text}
+    return keys if reasoning is None else {**keys, f"{side}_reasoning": reasoning}
 
 
 def _think(reasoning: str) -> str:
