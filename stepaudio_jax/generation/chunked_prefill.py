@@ -25,10 +25,11 @@ from stepaudio_jax.generation.prefill_programs import (
     write_prefix_block,
 )
 from stepaudio_jax.generation.prefix_blocks import audio_chunk_starts, block_keys
-from stepaudio_jax.generation.prompts import Prompt
+from stepaudio_jax.generation.prompts import Prompt, bucket
 from stepaudio_jax.models import LayerCache, Parameters
 
 MIN_CHUNK_TOKENS = 32
+_FINE_SHAPES_TOKENS = 128
 PrefixBlock = tuple[LayerCache, ...]
 
 
@@ -204,16 +205,12 @@ class ChunkedPrefill:
                 parameters, [np.zeros((self._spec.config.encoder.mel_bins, length), np.float32)]
             )
             yield f"encode_audio {length}"
-        size = MIN_CHUNK_TOKENS
-        while size <= self.chunk_tokens:
-            nothing = np.zeros(0, np.float32)
+        for size in chunk_shapes(self.chunk_tokens):
             prompt = Prompt(
                 np.zeros(size, np.int32), np.zeros(size, bool), np.zeros(size, bool), (), ()
             )
-            work = _Work(prompt, [], 0, 0, [nothing] * 0)
-            self._compute_chunk(parameters, work, 0, size)
+            self._compute_chunk(parameters, _Work(prompt, [], 0, 0, []), 0, size)
             yield f"prefill_chunk {size}"
-            size *= 2
         block = read_prefix_block(self._spec, self._caches, np.int32(0), self.chunk_tokens)
         self._caches = write_prefix_block(self._spec, self._caches, block, np.int32(0))
         yield f"prefix_block {self.chunk_tokens}"
@@ -239,9 +236,8 @@ class ChunkedPrefill:
         Returns:
             The tokens with their padding, and the logits [1, V] after them.
         """
-        prompt, padded = work.prompt, MIN_CHUNK_TOKENS
-        while padded < size:
-            padded *= 2
+        prompt = work.prompt
+        padded = next(shape for shape in chunk_shapes(self.chunk_tokens) if size <= shape)
         tokens, is_audio = np.zeros(padded, np.int32), np.zeros(padded, bool)
         tokens[:size] = prompt.tokens[start : start + size]
         is_audio[:size] = prompt.is_audio[start : start + size]
@@ -276,3 +272,12 @@ class ChunkedPrefill:
     def _keep(self, key: bytes, start: int) -> None:
         block = read_prefix_block(self._spec, self._caches, np.int32(start), self.chunk_tokens)
         self.blocks.put(key, block, sum(leaf.nbytes for leaf in jax.tree.leaves(block)))
+
+
+def chunk_shapes(chunk_tokens: int) -> list[int]:
+    """Returns the lengths to which chunks are padded: where that costs most, two a doubling."""
+    shapes = [MIN_CHUNK_TOKENS]
+    while shapes[-1] < chunk_tokens:
+        last = shapes[-1]
+        shapes.append(bucket(last + 1) if last < _FINE_SHAPES_TOKENS else 2 * last)
+    return shapes

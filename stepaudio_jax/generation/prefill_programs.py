@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from stepaudio_jax.config import ComputeConfig, ModelConfig
@@ -67,8 +68,8 @@ class Prefix:
 
     caches: tuple[LayerCache, ...]
     logits: Float[Array, "1 V"]
-    seen: Bool[Array, "1 V"]
-    length: Int[Array, "1"]
+    seen: Bool[Array | np.ndarray, "1 V"]
+    length: Int[Array | np.ndarray, "1"]
 
 
 @functools.partial(jax.jit, static_argnames="spec")

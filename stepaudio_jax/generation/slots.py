@@ -195,15 +195,15 @@ def admit(
         prefix.logits,
         jnp.zeros(1, jnp.int32),
         params.settings,
-        prefix.seen,
+        jnp.asarray(prefix.seen),
         no_tokens,
-        _allowed_tokens(spec, params.is_masked, params.allowed),
+        _allowed_tokens(spec, jnp.asarray(params.is_masked), jnp.asarray(params.allowed)),
     )
     num_sampled = jnp.ones(1, jnp.int32)
     new = Slots(
         caches=(),
         token=first.token,
-        position=prefix.length,
+        position=jnp.asarray(prefix.length),
         num_sampled=num_sampled,
         max_tokens=jnp.asarray(params.max_tokens),
         pause_at=jnp.asarray(params.pause_at),
@@ -211,7 +211,7 @@ def admit(
         active=_stays_active(first.token, num_sampled, params),
         stop_tokens=jnp.asarray(params.stop_tokens),
         settings=params.settings,
-        seen=prefix.seen.at[0, first.token[0]].set(True),
+        seen=jnp.asarray(prefix.seen).at[0, first.token[0]].set(True),
         token_counts=no_tokens.at[0, first.token[0]].set(1),
         num_top_logprobs=jnp.asarray(params.num_top_logprobs),
         is_masked=jnp.asarray(params.is_masked),

@@ -81,7 +81,7 @@ def read_chat_settings(request: ChatRequest, settings: ServingSettings) -> ChatS
         sampling = Sampling(
             temperature=_or(request.temperature, default.temperature),
             top_p=_or(request.top_p, default.top_p),
-            top_k=max(_or(request.top_k, default.top_k), 0),
+            top_k=max(default.top_k if request.top_k is None else request.top_k, 0),
             min_p=_or(request.min_p, default.min_p),
             repetition_penalty=_or(request.repetition_penalty, default.repetition_penalty),
             presence_penalty=_or(request.presence_penalty, default.presence_penalty),

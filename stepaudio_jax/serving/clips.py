@@ -168,14 +168,15 @@ class ClipReader:
         name = short_name(url)
         if folder is None:
             raise AudioError(name, "is not read: this server was started without --audio-folder")
-        parts = urllib.parse.urlsplit(url)
+        try:
+            parts = urllib.parse.urlsplit(url)
+        except ValueError as error:
+            raise AudioError(name, f"is no URL ({error}); write it again") from None
         if parts.netloc not in _LOCAL_HOSTS or parts.query or parts.fragment:
             raise AudioError(name, "must be file:///PATH, without host and query")
-        path = urllib.parse.unquote(parts.path)
-        if "\0" in path:
-            raise AudioError(name, "names no file")
-        root = os.path.realpath(expand_home(folder))
-        path = os.path.realpath(os.path.join(root, path))
+        root, path = os.path.realpath(expand_home(folder)), urllib.parse.unquote(parts.path)
+        has_name = "\0" not in path
+        path = os.path.realpath(os.path.join(root, path)) if has_name else root
         # The same words for what is not there and what is not allowed: they tell nothing of the
         # machine's files.
         if not path.startswith(os.path.join(root, "")) or not os.path.isfile(path):

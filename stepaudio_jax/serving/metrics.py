@@ -1,6 +1,7 @@
 """What a server counts, for Prometheus: requests, tokens, waiting, caches, compiled programs."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -27,7 +28,7 @@ class Metrics:
     def __init__(self, thread: EngineThread, engines: Mapping[str, Engine]):
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(thread, engines))
-        options = {"registry": self._registry, "namespace": _PREFIX}
+        options: dict[str, Any] = {"registry": self._registry, "namespace": _PREFIX}
         self.requests = Counter(
             "requests", "Requests by model and outcome", ["model", "status"], **options
         )
@@ -73,8 +74,8 @@ class CompileCounter:
         self.count = 0
         monitoring.register_event_duration_secs_listener(self._add)
 
-    def _add(self, event: str, duration: float, **details: object) -> None:
-        del duration, details
+    def _add(self, event: str, duration_secs: float, **details: str | int) -> None:
+        del duration_secs, details
         self.count += event == _COMPILE_EVENT
 
 

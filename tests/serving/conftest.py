@@ -2,14 +2,11 @@
 
 import pytest
 
-for _name in ("fastapi", "uvicorn", "openai", "llguidance", "prometheus_client"):
-    pytest.importorskip(_name, reason="needs the extra `serve`, and OpenAI's client")
+from tests.serving.running_server import RunningServer
 
 
 @pytest.fixture(scope="session")
 def server():
-    from tests.serving.running_server import RunningServer
-
     running = RunningServer()
     running.not_ready = running.wait_until_ready()
     yield running
