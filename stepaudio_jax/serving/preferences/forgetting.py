@@ -61,19 +61,19 @@ def forget_annotator(folder: PathLike, annotator: str) -> Forgotten:
         raise ConfigError(f"{path} is in use by a server; stop it, and start this again") from None
     try:
         read_study(path)  # a damaged line is said before anything is removed
-        counts = [
+        verdicts, assignments, consents = (
             _filter(path / file, lambda value: value.get("annotator") != name)
             for file in (VERDICTS, ASSIGNMENTS, CONSENTS)
-        ]
+        )
         for file in (PAIRS, GOLD):
             without_annotator(path / file, name)
         clips = _remove_unused_clips(path)
-        if not any(counts) and not clips:
+        if not (verdicts or assignments or consents or clips):
             raise ConfigError(f"annotator={name!r}: {path} has nothing of that name")
         if (path / RECORDS).exists() or (path / DIALOGUES).exists():
             write_records(path)
         sync_path(path)
-        return Forgotten(*counts, clips=clips)
+        return Forgotten(verdicts, assignments, consents, clips)
     finally:
         lock.close()
 
