@@ -234,7 +234,6 @@ def _write_preferences(options: argparse.Namespace) -> int:
             print(f"{written.dialogues} records of two dialogues in dialogues.jsonl beside it")
         print(f"{written.verdicts} verdicts; {written.skipped} comparisons without one, left out")
         return 0
-    raise AssertionError("the program has ended")
 
 
 def _forget(options: argparse.Namespace) -> int:
@@ -248,7 +247,6 @@ def _forget(options: argparse.Namespace) -> int:
         )
         print("files that were made of the folder before, elsewhere, must be made again")
         return 0
-    raise AssertionError("the program has ended")
 
 
 def _print_summary(summary: "ConversionSummary", output: PathLike) -> int:

@@ -43,5 +43,5 @@ def create_app(
     for router in routers:
         app.include_router(router)
     mount_preferences(app, settings)
-    mount_page(app, [] if service is None else service.models)
+    mount_page(app, () if service is None else tuple(service.models))
     return app

@@ -177,8 +177,8 @@ def parse_comparison(value: Mapping[str, Any], *, folder: str, origin: str) -> C
         rubric = parse_rubric(value.get("rubric") or [])
     except DataError as error:
         raise DataError(f"{origin}: {error}") from None
-    a, b = continuations
-    return Comparison(messages, a, b, rubric=rubric, source=source)
+    first, second = continuations
+    return Comparison(messages, first, second, rubric, source)
 
 
 def _parse_turns(value: Any, origin: str, folder: str) -> tuple[Message, ...]:
