@@ -125,11 +125,13 @@ def compute_reference_logprobs(
         sources=sources,
         pair_format=pair_format,
     )
+    has_batch = True
     with contextlib.closing(data):
         while True:
-            batch: Batch | None = next(data, None)
+            batch: Batch | None = next(data, None) if has_batch else None
+            has_batch = batch is not None
             # Processes may have different numbers of records, and compute all batches together.
-            if not any(all_gather_json(batch is not None)):
+            if not any(all_gather_json(has_batch)):
                 return logprobs
             local = empty if batch is None else batch
             computed = step(state, place_batch(local))
