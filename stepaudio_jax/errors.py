@@ -43,6 +43,14 @@ class DataError(StepAudioError):
         self.kind: DataErrorKind = kind
 
 
+class ConsentError(DataError):
+    """An annotator has not agreed to the text of a study."""
+
+
+class ConflictError(DataError):
+    """What is sent contradicts what is kept: another verdict has this id or this assignment."""
+
+
 class AudioError(StepAudioError):
     """A clip cannot be used; the message names the file, the reason, and what to do.
 
@@ -151,3 +159,32 @@ class InterruptedRunError(RunError):
     def exit_code(self) -> int:
         """Returns 130 after Ctrl-C, and 75 (start the same command again) otherwise."""
         return EXIT_INTERRUPTED if self.by_keyboard else EXIT_RESUMABLE
+
+
+class ApiError(Exception):
+    """A request to a server is refused.
+
+    Attributes:
+        status: the HTTP status.
+        message: one line for the person who sent it.
+        param: the key of the body that is to blame; None for none.
+        code: a word that programs compare; None for none.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = headers or {}
+
+
+class ClientGoneError(Exception):
+    """A server's client has closed its connection."""

@@ -11,8 +11,8 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.serving.errors import ApiError
+from stepaudio_jax.errors import ApiError, ConfigError
+from stepaudio_jax.serving.errors import error_response
 from stepaudio_jax.serving.settings import ServingSettings
 from stepaudio_jax.storage import PathLike, read_text
 
@@ -92,7 +92,7 @@ class _ApiKeys:
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
-        await error.response()(scope, receive, send)
+        await error_response(error)(scope, receive, send)
 
     def _is_known(self, header: str) -> bool:
         scheme, _, key = header.partition(" ")
@@ -125,7 +125,7 @@ class _LoopbackHosts:
             " --allowed-host to let a proxy use another",
             code="unknown_host",
         )
-        await error.response()(scope, receive, send)
+        await error_response(error)(scope, receive, send)
 
 
 class _BodyLimit:
@@ -144,7 +144,7 @@ class _BodyLimit:
             return
         declared = Headers(scope=scope).get("content-length", "0")
         if not declared.isdecimal() or int(declared) > self._max_bytes:
-            await self._error().response()(scope, receive, send)
+            await error_response(self._error())(scope, receive, send)
             return
         received = 0
 

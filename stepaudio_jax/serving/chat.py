@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, TypeVar
 
-from stepaudio_jax.errors import GenerationError
+from stepaudio_jax.errors import ApiError, GenerationError
 from stepaudio_jax.generation import check_prompt_fits
 from stepaudio_jax.serving.chat_protocol import ChatRequest
 from stepaudio_jax.serving.chat_settings import ChatSettings, read_chat_settings
@@ -19,7 +19,7 @@ from stepaudio_jax.serving.completions import Choice, CompletionWriter, usage_of
 from stepaudio_jax.serving.constraints import reply_grammar
 from stepaudio_jax.serving.dialogue import BuiltPrompt, build_chat_prompt
 from stepaudio_jax.serving.engine_thread import EngineThread
-from stepaudio_jax.serving.errors import ApiError, user_error
+from stepaudio_jax.serving.errors import error_body, user_error
 from stepaudio_jax.serving.job_outputs import JobOutputs, Outputs, stopping_error
 from stepaudio_jax.serving.jobs import Work
 from stepaudio_jax.serving.metrics import Metrics
@@ -203,7 +203,7 @@ class ChatService:
                 yield _event(writer.usage_piece(usage))
             yield _DONE
         except ApiError as error:
-            yield _event(error.body())
+            yield _event(error_body(error))
 
     async def _outputs(
         self, chat: PreparedChat, job: "JobOutputs", choices: list[Choice]

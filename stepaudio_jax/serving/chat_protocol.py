@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from stepaudio_jax.serving.errors import ApiError
+from stepaudio_jax.errors import ApiError
 from stepaudio_jax.storage import did_you_mean
 
 MAX_MESSAGES = 2048

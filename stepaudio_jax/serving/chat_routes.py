@@ -7,17 +7,16 @@ from collections.abc import Iterator
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from stepaudio_jax.errors import ApiError, ClientGoneError
 from stepaudio_jax.serving.access import client_of
 from stepaudio_jax.serving.chat import ChatService
 from stepaudio_jax.serving.chat_protocol import ChatRequest, parse_body
 from stepaudio_jax.serving.disconnects import (
     CLIENT_CLOSED_REQUEST,
-    ClientGoneError,
     EventStream,
     run_while_connected,
 )
 from stepaudio_jax.serving.docs_page import body_schema
-from stepaudio_jax.serving.errors import ApiError
 
 _BODY_TIMEOUT_S = 60
 _SEND_TIMEOUT_S = 30  # behind the end of a request, for a client that reads slowly

@@ -3,10 +3,9 @@
 import dataclasses
 import secrets
 
-from stepaudio_jax.errors import GenerationError
+from stepaudio_jax.errors import ApiError, GenerationError
 from stepaudio_jax.generation import Sampling
 from stepaudio_jax.serving.chat_protocol import ChatRequest, NamedTool, TemplateOptions
-from stepaudio_jax.serving.errors import ApiError
 from stepaudio_jax.serving.settings import ServingSettings
 
 _SEEDS = 2**32

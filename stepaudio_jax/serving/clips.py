@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from stepaudio_jax.audio import SAMPLE_RATE, iter_audio
 from stepaudio_jax.audio.waveform import join
 from stepaudio_jax.config import AudioChannel, LengthConvention
-from stepaudio_jax.errors import AudioError
+from stepaudio_jax.errors import ApiError, AudioError
 from stepaudio_jax.generation.bounded_cache import BoundedCache
 from stepaudio_jax.generation.prompts import ClipFeatures, clip_features
 from stepaudio_jax.serving.address_rules import short_name
-from stepaudio_jax.serving.errors import ApiError
 from stepaudio_jax.serving.https_client import read_https
 from stepaudio_jax.serving.settings import ServingSettings
 from stepaudio_jax.storage import expand_home, read_bytes

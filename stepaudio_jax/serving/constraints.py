@@ -16,7 +16,7 @@ import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio_jax.errors import GenerationError
+from stepaudio_jax.errors import ApiError, GenerationError
 from stepaudio_jax.serving.chat_protocol import (
     ChatRequest,
     JsonObjectFormat,
@@ -24,7 +24,6 @@ from stepaudio_jax.serving.chat_protocol import (
     NamedTool,
     Tool,
 )
-from stepaudio_jax.serving.errors import ApiError
 from stepaudio_jax.text import Tokenizer
 from stepaudio_jax.text.dialogue import THINK_END_TAG
 from stepaudio_jax.text.special_tokens import CALL_TAGS

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stepaudio_jax.data.sources.tools import calls_text, order_results, schemas_text
-from stepaudio_jax.errors import AudioError, DataError, TextError
+from stepaudio_jax.errors import ApiError, AudioError, DataError, TextError
 from stepaudio_jax.generation.prompts import ClipFeatures, Prompt, build_prompt_of_features
 from stepaudio_jax.serving.chat_protocol import (
     AssistantMessage,
@@ -22,7 +22,6 @@ from stepaudio_jax.serving.chat_protocol import (
     UserMessage,
 )
 from stepaudio_jax.serving.clips import ClipReader, clip_error, decode_base64, seconds
-from stepaudio_jax.serving.errors import ApiError
 from stepaudio_jax.serving.models import ServedModel
 from stepaudio_jax.serving.settings import ServingSettings
 from stepaudio_jax.text import (

@@ -7,14 +7,12 @@ from typing import Any, TypeVar
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from stepaudio_jax.errors import ClientGoneError
+
 Result = TypeVar("Result")
 
 # nginx' status for a client that has closed the connection; nobody reads it.
 CLIENT_CLOSED_REQUEST = 499
-
-
-class ClientGoneError(Exception):
-    """The client has closed its connection."""
 
 
 async def run_while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:

@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from stepaudio_jax.errors import StepAudioError
+from stepaudio_jax.errors import ApiError, StepAudioError
 
 _LOGGER = logging.getLogger(__name__)
 _TYPES = {
@@ -20,44 +20,21 @@ _TYPES = {
 MAX_MESSAGE_CHARACTERS = 1000
 
 
-class ApiError(Exception):
-    """What a request is refused with.
-
-    Attributes:
-        status: the HTTP status.
-        message: one line for the person who sent it.
-        param: the key of the body that is to blame; None for none.
-        code: a word that programs compare; None for none.
-        headers: of the answer.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        headers: dict[str, str] | None = None,
-    ):
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-        self.headers = headers or {}
-
-    def body(self) -> dict[str, Any]:
-        """Returns the answer's body."""
-        return {
-            "error": {
-                "message": _truncate(self.message),
-                "type": error_type(self.status),
-                "param": self.param,
-                "code": self.code,
-            }
+def error_body(error: ApiError) -> dict[str, Any]:
+    """Returns the body of the answer to a request that is refused."""
+    return {
+        "error": {
+            "message": _truncate(error.message),
+            "type": error_type(error.status),
+            "param": error.param,
+            "code": error.code,
         }
+    }
 
-    def response(self) -> JSONResponse:
-        """Returns the answer."""
-        return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
+
+def error_response(error: ApiError) -> JSONResponse:
+    """Returns the answer to a request that is refused."""
+    return JSONResponse(error_body(error), status_code=error.status, headers=error.headers)
 
 
 def error_type(status: int) -> str:
@@ -75,25 +52,26 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
-        return error.response()
+        return error_response(error)
 
     @app.exception_handler(StepAudioError)
     async def mistaken(request: Request, error: StepAudioError) -> JSONResponse:
-        return user_error(error).response()
+        return error_response(user_error(error))
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        return validation_error(error).response()
+        return error_response(validation_error(error))
 
     @app.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> JSONResponse:
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()
+        headers = dict(error.headers or {})
+        return error_response(ApiError(error.status_code, message, headers=headers))
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
         _LOGGER.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return internal_error().response()
+        return error_response(internal_error())
 
 
 def internal_error() -> ApiError:

@@ -5,10 +5,10 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stepaudio_jax.errors import GenerationError
+from stepaudio_jax.errors import ApiError, GenerationError
 from stepaudio_jax.generation import RequestOutput
 from stepaudio_jax.serving.engine_thread import EngineThread
-from stepaudio_jax.serving.errors import ApiError, user_error
+from stepaudio_jax.serving.errors import user_error
 from stepaudio_jax.serving.jobs import Job, Work
 
 Outputs = Sequence[tuple[int, RequestOutput]]

@@ -4,9 +4,9 @@ import dataclasses
 import functools
 from typing import Any
 
+from stepaudio_jax.errors import ApiError
 from stepaudio_jax.generation.loaded_model import LoadedModel
 from stepaudio_jax.serving.engine_thread import Lane
-from stepaudio_jax.serving.errors import ApiError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
+from stepaudio_jax.errors import ApiError
 from stepaudio_jax.hub import has_random_weights
-from stepaudio_jax.serving.errors import ApiError
 from stepaudio_jax.serving.models import ServedModel
 
 PAGE_FOLDER = pathlib.Path(__file__).parent / "page"

@@ -5,12 +5,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from stepaudio_jax.errors import ApiError
 from stepaudio_jax.serving.chat import ChatService
 from stepaudio_jax.serving.chat_protocol import TokenizeRequest, parse_body
 from stepaudio_jax.serving.chat_routes import read_json_body
 from stepaudio_jax.serving.dialogue import build_chat_prompt
 from stepaudio_jax.serving.docs_page import body_schema
-from stepaudio_jax.serving.errors import ApiError
 from stepaudio_jax.serving.metrics import CONTENT_TYPE
 
 

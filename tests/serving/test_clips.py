@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from stepaudio_jax.errors import ApiError
 from stepaudio_jax.serving import ServingSettings
 from stepaudio_jax.serving.clips import ClipReader
-from stepaudio_jax.serving.errors import ApiError
 from tests.serving.running_server import wave_bytes
 
 

@@ -16,15 +16,18 @@ from starlette.concurrency import run_in_threadpool
 
 from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.data.clips import load_clip
-from stepaudio_jax.errors import AudioError, ConfigError, DataError, OutputError
-from stepaudio_jax.serving.errors import ApiError
-from stepaudio_jax.serving.preferences.journals import check_name
-from stepaudio_jax.serving.preferences.records import study_rows
-from stepaudio_jax.serving.preferences.store import (
+from stepaudio_jax.errors import (
+    ApiError,
+    AudioError,
+    ConfigError,
     ConflictError,
     ConsentError,
-    PreferenceStore,
+    DataError,
+    OutputError,
 )
+from stepaudio_jax.serving.preferences.journals import check_name
+from stepaudio_jax.serving.preferences.records import study_rows
+from stepaudio_jax.serving.preferences.store import PreferenceStore
 from stepaudio_jax.serving.preferences.wire import (
     describe_assignment,
     describe_study,

@@ -19,7 +19,14 @@ from stepaudio_jax.data.annotations import Annotation, parse_annotation
 from stepaudio_jax.data.clip_files import ClipFolder
 from stepaudio_jax.data.clips import load_clip
 from stepaudio_jax.data.sources.json_values import format_json
-from stepaudio_jax.errors import ConfigError, DataError, LockHeldError, OutputError
+from stepaudio_jax.errors import (
+    ConfigError,
+    ConflictError,
+    ConsentError,
+    DataError,
+    LockHeldError,
+    OutputError,
+)
 from stepaudio_jax.serving.preferences.comparisons import Comparison, Side, parse_comparison
 from stepaudio_jax.serving.preferences.journals import (
     Assignment,
@@ -52,14 +59,6 @@ MAX_TEXT_CHARACTERS = 20_000
 _RESERVED_SECONDS = 3600
 # Players end a little before a clip does.
 _UNHEARD_SECONDS = 0.3
-
-
-class ConsentError(DataError):
-    """The annotator has not agreed to the text of the study."""
-
-
-class ConflictError(DataError):
-    """What is sent contradicts what is kept: another verdict has this id or this assignment."""
 
 
 class PreferenceStore:

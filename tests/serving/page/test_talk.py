@@ -140,6 +140,7 @@ def test_a_dialogue_leaves_as_commands_and_as_training_data(address, model, open
         subprocess.run(["bash", "-c", command], check=True, capture_output=True)
         assert model.requests[-1]["messages"] == first["messages"]
     page.click("#copy-python")
+    page.wait_for_function("async () => !(await navigator.clipboard.readText()).startsWith('curl')")
     program = ast.parse(page.evaluate("navigator.clipboard.readText()"))
     (loads,) = [
         node
@@ -162,9 +163,10 @@ def test_a_dialogue_leaves_as_commands_and_as_training_data(address, model, open
 
 @pytest.mark.slow
 def test_errors_are_said_and_nothing_is_lost(address, model, open_page, tmp_path):
-    from stepaudio_jax.serving.errors import ApiError
+    from stepaudio_jax.errors import ApiError
+    from stepaudio_jax.serving.errors import error_response
 
-    model.script = lambda number, body: ApiError(429, "the queue is <b>full</b>").response()
+    model.script = lambda number, body: error_response(ApiError(429, "the queue is <b>full</b>"))
     page = open_page(address)
     nonsense = tmp_path / "notes.wav"
     nonsense.write_text("no sound")

@@ -9,13 +9,9 @@ import threading
 
 import pytest
 
-from stepaudio_jax.errors import ConfigError, DataError, OutputError
+from stepaudio_jax.errors import ConfigError, ConflictError, ConsentError, DataError, OutputError
 from stepaudio_jax.serving.preferences.journals import read_study
-from stepaudio_jax.serving.preferences.store import (
-    ConflictError,
-    ConsentError,
-    PreferenceStore,
-)
+from stepaudio_jax.serving.preferences.store import PreferenceStore
 from stepaudio_jax.serving.preferences.study import parse_settings
 from tests.serving.preferences.studies import RUBRIC, compare, prefer, sound, verdict
 
