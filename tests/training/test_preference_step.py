@@ -201,7 +201,9 @@ def test_swapped_labels_flip_the_gradient_exactly_at_step_0(path):
     "objective",
     [
         Preference(beta=0.3, target_margin_per_level=0.1, next_token_coef=0.2),
-        Preference(loss="kto", beta=0.3, undesirable_weight=0.7),
+        pytest.param(
+            Preference(loss="kto", beta=0.3, undesirable_weight=0.7), marks=pytest.mark.slow
+        ),
     ],
     ids=["dpo", "kto"],
 )
