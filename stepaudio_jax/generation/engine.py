@@ -275,6 +275,7 @@ class Engine:
                 in_reasoning=in_reasoning,
                 num_top_logprobs=num_top_logprobs,
                 constraint=constraint,
+                has_special_text=self._chunked is None,
             )
             for sampling, constraint in zip(
                 samplings, constraints or [None] * len(samplings), strict=True

@@ -42,6 +42,8 @@ class RequestState:
             text that begins with `<think>` opens one itself.
         num_top_logprobs: alternatives of each token that are kept.
         constraint: what restricts the tokens; None for nothing.
+        has_special_text: whether a special token is text, its name. It is none in a server, whose
+            replies are shown as they grow.
 
     Attributes:
         number, sampling, num_top_logprobs, constraint: as above.
@@ -60,12 +62,14 @@ class RequestState:
         in_reasoning: bool = False,
         num_top_logprobs: int = 0,
         constraint: TokenConstraint | None = None,
+        has_special_text: bool = True,
     ):
         self.number = number
         self.sampling = sampling
         self.num_top_logprobs = num_top_logprobs
         self.constraint = constraint
         self.cached_tokens = 0
+        self._has_special_text = has_special_text
         self._tokenizer = tokenizer
         self._stop_tokens = {tokenizer.special.eot, *sampling.stop_tokens}
         self._stop_strings = [text.encode() for text in sampling.stop_strings]
@@ -125,7 +129,7 @@ class RequestState:
                     top_tokens[index, top].tolist(), top_logprobs[index, top].tolist(), strict=True
                 )
                 self._top.append(tuple(pairs))
-            if not self._tokenizer.is_special(token):
+            if self._has_special_text or not self._tokenizer.is_special(token):
                 self._text += self._tokenizer.token_bytes(token)
             self._ends.append(len(self._text))
             self._find_stop_string()
