@@ -37,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data, report = commands.add_parser("data"), commands.add_parser("report")
     for command in (data, report):
         inputs_help = "JSONL of preferences: prompt, chosen, rejected"
-        inputs = command if command is data else report.add_mutually_exclusive_group(required=True)
-        inputs.add_argument("--input", type=expand_home, required=command is data, help=inputs_help)
+        source = command if command is data else report.add_mutually_exclusive_group(required=True)
+        source.add_argument("--input", type=expand_home, required=command is data, help=inputs_help)
         if command is report:
-            inputs.add_argument(
+            source.add_argument(
                 "--human",
                 type=expand_home,
                 metavar="FILE",
