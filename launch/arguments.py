@@ -1,4 +1,4 @@
-"""Arguments shared by `launch.generate` and `launch.score`: files, and how the model runs."""
+"""Arguments shared by generate, score and evaluate: files, and how the model runs."""
 
 import argparse
 from typing import get_args

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from launch.arguments import add_model_arguments
+from launch.arguments import add_model_arguments, clip_cache_of
 from launch.errors import exit_on_error
 from stepaudio_jax.config import JudgeConfig
 from stepaudio_jax.errors import EXIT_USER_ERROR, ConfigError
@@ -250,6 +250,7 @@ def _model(options: argparse.Namespace) -> "ModelUnderTest":
             history_reasoning=options.history_reasoning,
             channel=options.channel,
             allow_urls=options.allow_urls,
+            clip_cache=clip_cache_of(options),
         )
     from stepaudio_jax.evaluation.model_under_test import EndpointModel
     from stepaudio_jax.judge.endpoint import ChatEndpoint

@@ -160,6 +160,11 @@ class Config:
                     "keep_best out"
                 )
             return
+        if metric == "recognition":
+            raise ConfigError(
+                "checkpoint.best_metric='recognition' counts errors, and the highest figure is"
+                " kept: name another task, or 'loss'"
+            )
         tasks = {
             pathlib.PurePath(entry.partition("=")[0]).stem
             for stage in self.stages

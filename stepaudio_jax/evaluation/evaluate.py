@@ -102,7 +102,7 @@ def load_task(name: str) -> Task:
     if len(classes) != 1:
         raise ConfigError(
             f"--task={name!r}: defines {len(classes)} tasks; a file defines one class that derives"
-            " from stepaudio_jax.evaluation.Task"
+            " from stepaudio_jax.evaluation.task.Task"
         )
     task: Task = classes[0]()
     return task

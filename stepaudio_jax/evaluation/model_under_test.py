@@ -41,7 +41,7 @@ from stepaudio_jax.generation.prepared_requests import (
 )
 from stepaudio_jax.judge.endpoint import ChatCompletion, ChatEndpoint
 from stepaudio_jax.models import CacheDtype
-from stepaudio_jax.storage import PathLike, expand_home, fingerprint_folder
+from stepaudio_jax.storage import DiskCache, PathLike, expand_home, fingerprint_folder
 from stepaudio_jax.text import AudioPart, Message, TextPart
 from stepaudio_jax.text.dialogue import THINK_END_TAG, THINK_START_TAG
 from stepaudio_jax.text.prompt_format import Problem
@@ -191,7 +191,8 @@ class FolderModel:
 
     Args:
         folder: either kind.
-        dtype, int8_weights, history_reasoning, history_eot, channel, allow_urls: see `load_model`.
+        dtype, int8_weights, history_reasoning, history_eot, channel, allow_urls, clip_cache: see
+            `load_model`.
         tensor: devices over which a layer is sharded; see `folder_decode_mesh`.
         slots: replies written side by side.
         cache_dtype: dtype of the KV cache; None for that of the computation.
@@ -210,7 +211,9 @@ class FolderModel:
         history_eot: bool = True,
         channel: AudioChannel = DataConfig.channel,
         allow_urls: bool = DataConfig.allow_urls,
+        clip_cache: DiskCache | None = None,
     ):
+        self._clip_cache = clip_cache
         self._folder = expand_home(os.fspath(folder))
         self._tensor, self._slots, self._cache_dtype = tensor, slots, cache_dtype
         self._load_settings: dict[str, Any] = {
@@ -243,7 +246,13 @@ class FolderModel:
             return
         if self._loaded is None:
             mesh = folder_decode_mesh(self._folder, self._tensor)
-            model = load_model(self._folder, mesh=mesh, for_generation=True, **self._load_settings)
+            model = load_model(
+                self._folder,
+                mesh=mesh,
+                for_generation=True,
+                clip_cache=self._clip_cache,
+                **self._load_settings,
+            )
             self._loaded = LoadedModelUnderTest(
                 model, slots=self._slots, cache_dtype=self._cache_dtype, identity=self.identity
             )

@@ -21,8 +21,8 @@ class ReplyLog:
         job: what the replies depend on, JSON-ready.
 
     Raises:
-        DataError: the file is of another job, or damaged; names what differs.
-        OutputError: another process is writing it.
+        DataError: a line is damaged; names it.
+        OutputError: the file is of another job, or another process is writing it.
     """
 
     def __init__(self, path: PathLike | None, job: Mapping[str, Any]):

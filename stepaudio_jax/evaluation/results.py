@@ -26,7 +26,7 @@ class ModelIdentity:
         kind: whether it was loaded from a folder or asked at an endpoint.
         identity: what tells it from another of that name: the fingerprint of the folder, or the
             address of the server.
-        settings: how it was run, JSON-ready: dtype, slots, an endpoint's own fields.
+        settings: how it was run, JSON-ready: dtypes, how clips are read, an endpoint's own fields.
     """
 
     name: str

@@ -160,7 +160,7 @@ def score_reply(
 
     Args:
         task, item: what was asked.
-        reply: of the model; its reasoning is not part of what is scored.
+        reply: of the model; rules see the reply alone, a judge's task its reasoning too.
         answers: of the judge to the task's queries about it; None without a judge.
     """
     return ReplyScore(

@@ -165,7 +165,8 @@ class Task(abc.ABC):
 
         Args:
             data: of the item.
-            output: the model's text; it may contain reasoning. None where there is none.
+            output: the model's text; it may contain reasoning where it was written elsewhere. None
+                where there is none.
 
         Raises:
             DataError: the data lacks what the rule needs. Its place is the caller's to name.

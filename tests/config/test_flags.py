@@ -367,6 +367,16 @@ def test_flags_are_no_global_ones_and_can_be_read_again(config):
     assert set(flags.FLAGS) == before
 
 
+def test_a_task_that_counts_errors_is_no_measure_of_the_best(config):
+    with pytest.raises(ConfigError, match="best_metric='recognition' counts errors"):
+        override(
+            config,
+            ("stages.sft.evaluation.tasks", "('recognition=data',)"),
+            ("checkpoint.keep_best", "1"),
+            ("checkpoint.best_metric", "recognition"),
+        )
+
+
 def test_keep_best_without_a_held_out_loss_is_refused(config):
     with pytest.raises(ConfigError, match=r"checkpoint\.keep_best=2 .* which no stage measures"):
         override(config, ("checkpoint.keep_best", "2"))
