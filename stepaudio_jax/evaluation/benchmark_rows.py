@@ -194,6 +194,12 @@ def read_rows(paths: Sequence[str]) -> Iterator[BenchmarkRow]:
             yield _as_benchmark_row(container.row(index))
 
 
+def check_has_rows(items: Sequence[object], folder: PathLike) -> None:
+    """Raises a DataError that names a benchmark's folder if nothing was read from it."""
+    if not items:
+        raise DataError(f"{format_path(os.fspath(folder))}: has no rows; download it again")
+
+
 def check_unique(ids: dict[str, str], row_id: str, origin: str) -> None:
     """Checks that no other row has an id, and adds it.
 

@@ -9,6 +9,7 @@ from stepaudio_jax.data.sources.json_values import format_json
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.evaluation.benchmark_rows import (
     BenchmarkRow,
+    check_has_rows,
     check_unique,
     find_tables,
     read_rows,
@@ -16,7 +17,7 @@ from stepaudio_jax.evaluation.benchmark_rows import (
 from stepaudio_jax.evaluation.metrics import Scoring, reply_value
 from stepaudio_jax.evaluation.prompt_files import PromptFile, PromptSet
 from stepaudio_jax.evaluation.task import Item, ReplyScore, Task
-from stepaudio_jax.storage import PathLike, format_path
+from stepaudio_jax.storage import PathLike
 
 
 class JudgedTask(Task):
@@ -47,8 +48,7 @@ class JudgedTask(Task):
             check_unique(origins, item.id, row.origin)
             origins[item.id] = row.origin
             items.append(item)
-        if not items:
-            raise DataError(f"{format_path(os.fspath(folder))}: has no rows; download it again")
+        check_has_rows(items, folder)
         return items
 
     @abc.abstractmethod

@@ -12,24 +12,9 @@ from stepaudio_jax.evaluation.tasks import make_task
 from stepaudio_jax.judge.backends import EndpointBackend
 from stepaudio_jax.judge.judge import AnswerSource
 from tests.evaluation.benchmark_tables import write_lines
-from tests.judge.judge_server import JudgeServer
 
 ITEM = {"question": "Which?", "choices": ["Dog", "Cat"], "answer": "Cat"}
 NUMBER = {"split": "short_digit", "question": "Which?", "answer": ["7"]}
-
-
-@pytest.fixture
-def judging():
-    """Returns a function that starts a chat server; all are stopped at the end."""
-    servers = []
-
-    def start(write):
-        servers.append(JudgeServer(write))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def read(path):
@@ -58,7 +43,7 @@ def test_each_line_gets_its_verdicts_and_keeps_its_keys(tmp_path):
     assert str(scores).startswith("3 outputs scored; strict: 1 correct")
 
 
-def test_a_judge_scores_what_no_rule_can(tmp_path, judging):
+def test_a_judge_scores_what_no_rule_can(tmp_path, serve):
     row = {
         "user_turn_1_transcript": "Say two colours, in capitals.",
         "rubric": json.dumps(["Two colours", "Capitals"]),
@@ -78,7 +63,7 @@ def test_a_judge_scores_what_no_rule_can(tmp_path, judging):
         met = "RED" in text or "Two colours" in text.rpartition("Assistant:")[2]
         return "?" if "lost" in text and said["met"] else json.dumps({"criteria_met": met})
 
-    server = judging(say)
+    server = serve(say)
     backend = EndpointBackend(url=server.url, model="judge", api_key_env=None, retries=0)
     arguments = (make_task("audio_mc"), tmp_path / "in.jsonl", tmp_path / "out.jsonl")
     with pytest.raises(DataError, match=r"in\.jsonl:1: .*give --judge-url and --judge-model"):

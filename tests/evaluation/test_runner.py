@@ -24,7 +24,6 @@ from stepaudio_jax.evaluation.runner import RunSettings
 from stepaudio_jax.evaluation.selection import choose_items
 from stepaudio_jax.judge.endpoint import ChatEndpoint
 from tests.evaluation.constant_model import replying, tokenizer_with_think_end
-from tests.judge.judge_server import JudgeServer
 
 TASK = '''
 """Asks how high a tone is; a judge says whether the reply is polite."""
@@ -87,20 +86,6 @@ def task(tmp_path):
         return str(path)
 
     return write
-
-
-@pytest.fixture
-def serve():
-    """Returns a function that starts a chat server; all are stopped at the end."""
-    servers = []
-
-    def start(write):
-        servers.append(JudgeServer(write))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def hear(body):
@@ -219,15 +204,15 @@ def test_the_judge_is_asked_once_and_its_abstentions_are_counted(
 ):
     server = serve(hear)
     answers = collections.defaultdict(lambda: "yes", {"low1": "garbage", "high0": "no"})
-    judging = serve(lambda body: answers[body["messages"][1]["content"].split()[1].rstrip(":")])
-    settings = JudgeSettings(url=judging.url, model="judge", api_key_env=None, retries=0)
+    serve = serve(lambda body: answers[body["messages"][1]["content"].split()[1].rstrip(":")])
+    settings = JudgeSettings(url=serve.url, model="judge", api_key_env=None, retries=0)
     for _ in range(2):
         (run,) = run_tasks(
             *(model_at(server), {task(judge): data}, tmp_path / "out", RunSettings()),
             judge=settings,
         )
-    assert len(judging.requests) == 12
-    assert judging.requests[0][2]["messages"][0] == {"role": "system", "content": "You judge."}
+    assert len(serve.requests) == 12
+    assert serve.requests[0][2]["messages"][0] == {"role": "system", "content": "You judge."}
     judged = {item.item.id: item.scored.replies[0].judged for item in run.items}
     assert judged["low1"].score is None
     assert judged["low1"].reason == "unreadable"
@@ -245,14 +230,14 @@ def test_a_judge_that_contradicts_itself_is_measured(data, task, serve, tmp_path
         times[question] += 1
         return "no" if "low0" in question and times[question] == 2 else "yes"
 
-    judging = serve(say)
-    settings = JudgeSettings(url=judging.url, model="judge", api_key_env=None, runs=3)
+    serve = serve(say)
+    settings = JudgeSettings(url=serve.url, model="judge", api_key_env=None, runs=3)
     for _ in range(2):
         (run,) = run_tasks(
             *(model_at(server), {task("required"): data}, tmp_path / "out", RunSettings()),
             judge=settings,
         )
-    assert len(judging.requests) == 36, "each run asks everything, once"
+    assert len(serve.requests) == 36, "each run asks everything, once"
     assert figures(run)["judge", ""] == 1, "the first run makes the figures"
     assert sorted(run.judge_runs.run_means) == pytest.approx([11 / 12, 1, 1])
     assert run.judge_runs.agreement == pytest.approx(11 / 12)
@@ -284,8 +269,8 @@ def test_a_password_in_an_address_is_used_and_kept_nowhere(data, task, serve, tm
 
 def test_too_many_abstentions_stop_the_run_and_keep_what_is_done(data, task, serve, tmp_path):
     server, said = serve(hear), {"text": "no idea"}
-    judging = serve(lambda body: "yes" if "low0" in str(body) else said["text"])
-    settings = JudgeSettings(url=judging.url, model="judge", api_key_env=None, retries=0)
+    serve = serve(lambda body: "yes" if "low0" in str(body) else said["text"])
+    settings = JudgeSettings(url=serve.url, model="judge", api_key_env=None, retries=0)
 
     def run():
         return run_tasks(
@@ -295,11 +280,11 @@ def test_too_many_abstentions_stop_the_run_and_keep_what_is_done(data, task, ser
 
     with pytest.raises(JudgeError, match="no verdict on 11 of 12 replies"):
         run()
-    asked, judged = len(server.requests), len(judging.requests)
+    asked, judged = len(server.requests), len(serve.requests)
     said["text"] = "no"
     (outcome,) = run()
     assert len(server.requests) == asked, "the model is not asked again"
-    assert len(judging.requests) == judged + 11, "verdicts are kept, abstentions are not"
+    assert len(serve.requests) == judged + 11, "verdicts are kept, abstentions are not"
     assert figures(outcome)["judge", ""] == pytest.approx(1 / 12)
 
 

@@ -1,16 +1,20 @@
 """MMAR: reasoning over speech, sound, music and mixtures (Ma et al. 2025, arXiv 2505.13032)."""
 
-import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.evaluation.benchmark_rows import check_unique, find_tables, read_rows
+from stepaudio_jax.evaluation.benchmark_rows import (
+    check_has_rows,
+    check_unique,
+    find_tables,
+    read_rows,
+)
 from stepaudio_jax.evaluation.multiple_choice import ChoiceTask, right_letters
 from stepaudio_jax.evaluation.task import Item, OfficialOutcome
 from stepaudio_jax.evaluation.word_sets import matches_by_words
 from stepaudio_jax.generation import Sampling
-from stepaudio_jax.storage import PathLike, format_path
+from stepaudio_jax.storage import PathLike
 
 _GROUPS = {
     "modality": ("modality",),
@@ -59,8 +63,7 @@ class Mmar(ChoiceTask):
                     cluster=row.optional_text("url", "audio_path") or item_id,
                 )
             )
-        if not items:
-            raise DataError(f"{format_path(os.fspath(folder))}: has no rows; download it again")
+        check_has_rows(items, folder)
         return items
 
     def official(self, data: Mapping[str, Any], output: str | None) -> OfficialOutcome | None:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from stepaudio_jax.data.sources.json_values import format_json
-from stepaudio_jax.errors import DataError
 from stepaudio_jax.evaluation.benchmark_rows import (
     BenchmarkRow,
+    check_has_rows,
     check_unique,
     find_tables,
     read_rows,
@@ -28,7 +28,7 @@ from stepaudio_jax.evaluation.multiple_choice import (
 )
 from stepaudio_jax.evaluation.task import Item, OfficialOutcome, ScoredItem, Submission
 from stepaudio_jax.evaluation.word_sets import matches_by_words
-from stepaudio_jax.storage import PathLike, format_path, parse_json
+from stepaudio_jax.storage import PathLike, parse_json
 from stepaudio_jax.text.answer_markup import strip_reasoning
 
 _MINI = re.compile(r"mini", re.IGNORECASE)
@@ -70,8 +70,7 @@ class _MmauTask(ChoiceTask):
                     cluster=named.optional_text("audio_id") or item_id,
                 )
             )
-        if not items:
-            raise DataError(f"{format_path(os.fspath(folder))}: has no rows; download it again")
+        check_has_rows(items, folder)
         return items
 
     def official(self, data: Mapping[str, Any], output: str | None) -> OfficialOutcome | None:

@@ -3,13 +3,17 @@
 Not the spoken MMLU that VoiceBench calls by the same name.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from stepaudio_jax.data.sources.json_values import format_json
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.evaluation.benchmark_rows import check_unique, find_tables, read_rows
+from stepaudio_jax.evaluation.benchmark_rows import (
+    check_has_rows,
+    check_unique,
+    find_tables,
+    read_rows,
+)
 from stepaudio_jax.evaluation.multiple_choice import (
     Choices,
     ChoiceTask,
@@ -18,7 +22,7 @@ from stepaudio_jax.evaluation.multiple_choice import (
     right_letters,
 )
 from stepaudio_jax.evaluation.task import Item, OfficialOutcome
-from stepaudio_jax.storage import PathLike, format_path
+from stepaudio_jax.storage import PathLike
 
 _COLUMNS = ("choice_a", "choice_b", "choice_c", "choice_d")
 _LETTERS = "ABCD"
@@ -63,8 +67,7 @@ class Mmsu(ChoiceTask):
                 right_letters(answer, choices)
             record = self.record(row, item_id, question, choices, row.clip("audio"))
             items.append(Item(item_id, record, data, row.groups(_GROUPS)))
-        if not items:
-            raise DataError(f"{format_path(os.fspath(folder))}: has no rows; download it again")
+        check_has_rows(items, folder)
         return items
 
     def choices(self, data: Mapping[str, Any]) -> Choices:

@@ -1,7 +1,6 @@
 """Spoken-MQA: arithmetic and word problems that are read aloud (arXiv 2505.15000)."""
 
 import collections
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ from stepaudio_jax.data.sources.json_values import format_json, parse_literal
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.evaluation.benchmark_rows import (
     BenchmarkRow,
+    check_has_rows,
     check_unique,
     find_tables,
     read_rows,
@@ -24,7 +24,7 @@ from stepaudio_jax.evaluation.metrics import (
 )
 from stepaudio_jax.evaluation.task import Item, OfficialOutcome, ScoredItem, Strict, Task
 from stepaudio_jax.generation import Sampling
-from stepaudio_jax.storage import PathLike, did_you_mean, format_path
+from stepaudio_jax.storage import PathLike, did_you_mean
 from stepaudio_jax.text import Message, TextPart
 from stepaudio_jax.text.answer_markup import strip_question, strip_reasoning
 from stepaudio_jax.text.answers import matches_number
@@ -75,8 +75,7 @@ class SpokenMqa(Task):
                 counts[split] += 1
                 check_unique(origins, item_id, row.origin)
                 items.append(self._item(row, item_id, split))
-        if not items:
-            raise DataError(f"{format_path(os.fspath(folder))}: has no rows; download it again")
+        check_has_rows(items, folder)
         return items
 
     def strict(self, data: Mapping[str, Any], output: str | None) -> Strict | None:
