@@ -59,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if _CACHE not in os.environ:  # a program is compiled once for all processes
         os.environ[_CACHE] = tempfile.mkdtemp(prefix="jax_programs_")
         config.add_cleanup(lambda: shutil.rmtree(os.environ[_CACHE], ignore_errors=True))
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     # A shell that starts the tests in the background makes them and what they start ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

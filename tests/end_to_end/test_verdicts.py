@@ -25,6 +25,7 @@ def uninterrupted(folder):
     return folder / "uninterrupted"
 
 
+@pytest.mark.slow
 def test_dpo_learns_to_prefer_what_is_heard(uninterrupted):
     lines = metrics(uninterrupted)
     first, last = lines[0], lines[39]

@@ -76,6 +76,7 @@ def test_replies_are_those_of_prompts_prefilled_at_once(parameters, engine, prom
         assert repeated.cached_tokens == (prompt.length - 1) // CHUNK * CHUNK
 
 
+@pytest.mark.slow
 def test_int8_caches_are_prefilled_in_chunks_too(parameters, prompts):
     engine = make_engine(parameters, cache_dtype="int8")
     once = answer(engine, prompts[:3])

@@ -170,7 +170,9 @@ def test_labels_margins_and_rows(path):
     assert unshared.loss_weights.sum() == batch.loss_weights.sum()
 
 
-@pytest.mark.parametrize("settings", [LORA, {}], ids=["lora", "copy"])
+@pytest.mark.parametrize(
+    "settings", [LORA, pytest.param({}, marks=pytest.mark.slow)], ids=["lora", "copy"]
+)
 def test_at_step_0_the_loss_is_log_2_and_the_margins_are_0(path, settings):
     settings = {**settings, "lora": tuple(settings["lora"].items())} if settings else {}
     batch = pair_batch(path, PairFormat(DPO, shares_prompt=True), LAYOUT)

@@ -1,6 +1,7 @@
 """Comparing through the page: two replies, two dialogues, prepared pairs; by mouse and keyboard."""
 
 import json
+import re
 
 import pytest
 
@@ -20,6 +21,12 @@ def start(page, name="ann"):
     page.keyboard.press("Enter")
 
 
+def play(page):
+    """Plays the turn's sound, once the page has it."""
+    expect(page.locator("#compare audio").first).to_have_attribute("src", re.compile("^blob:"))
+    page.evaluate("document.querySelector('#compare audio').play()")
+
+
 def test_two_replies_to_a_spoken_turn(tmp_path, open_page):
     model = ScriptedModel(lambda number, body: ("Hm.", f"<b>Reply {number}</b>"))
     folder = with_settings(tmp_path / "study", consent="Your voice is kept.\n<b>Here.</b>")
@@ -36,7 +43,7 @@ def test_two_replies_to_a_spoken_turn(tmp_path, open_page):
         page.click("#send")
         expect(page.locator("#heard")).to_contain_text("0.0 of 2.2 s")
         expect(page.locator("#keep")).to_be_disabled()
-        page.evaluate("document.querySelector('#compare audio').play()")
+        play(page)
         expect(page.locator("#keep")).to_be_enabled()
         shown = page.locator(".side .answer").all_inner_texts()
         page.click("#keep")
@@ -50,7 +57,7 @@ def test_two_replies_to_a_spoken_turn(tmp_path, open_page):
         page.reload()  # what was not sent is shown again, and judged once
         page.click("#mode-compare")
         expect(page.locator(".side .answer").first).to_have_text(shown[0].strip())
-        page.evaluate("document.querySelector('#compare audio').play()")
+        play(page)
         expect(page.locator("#keep")).to_be_enabled()
         page.check('input[name="verdict"][value="3"]')
         for side, value in (("first", "met"), ("second", "not_met")):

@@ -12,6 +12,7 @@ import pytest
 from stepaudio_jax.data import read_records
 from stepaudio_jax.serving.preferences.records import write_records
 from tests.serving.page.conftest import CLIPS
+from tests.serving.page.test_compare import play
 from tests.serving.page.test_talk import done as replied
 from tests.serving.page.test_talk import record, say
 
@@ -74,7 +75,7 @@ def test_two_samples_are_compared_and_kept(served, open_page):
     page.fill("#text", "What do you hear?")
     page.click("#send")
     expect(page.locator("#verdict-form")).to_be_visible()
-    page.evaluate("document.querySelector('#compare audio').play()")
+    play(page)
     expect(page.locator("#keep")).to_be_enabled()
     same = page.locator('input[name="verdict"]:disabled').count() > 0
     page.check(f'input[name="verdict"][value="{0 if same else 2}"]')
