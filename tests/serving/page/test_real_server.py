@@ -61,6 +61,16 @@ def test_a_recorded_question_is_answered(served, open_page):
     assert "kitchen" in page.inner_text(".answer")
 
 
+@pytest.mark.parametrize("name", ["speech.webm", "speech_live.webm", "speech.m4a", "speech.mp3"])
+def test_files_of_phones_and_browsers_are_heard(served, open_page, formats, name):
+    page = open_page(served[0])
+    page.set_input_files("#file", formats / "media" / name)
+    expect(page.locator("#clips .seconds")).to_contain_text("6.9")
+    say(page, "What do you hear?")
+    replied(page)
+    assert page.inner_text(".answer").strip()
+
+
 def test_two_samples_are_compared_and_kept(served, open_page):
     address, folder = served
     page = open_page(address)
