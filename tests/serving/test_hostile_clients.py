@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import dataclasses
 import json
 import os
 import random
@@ -15,8 +16,18 @@ import psutil
 import pytest
 from hypothesis import strategies as st
 
+from stepaudio_jax.serving import ServingSettings
 from stepaudio_jax.serving.chat_protocol import ChatRequest
-from tests.serving.running_server import NAME, audio_part, user, wave_bytes
+from stepaudio_jax.serving.server import build_model
+from tests.serving.running_server import (
+    ENGINE,
+    NAME,
+    RunningServer,
+    audio_part,
+    small_model,
+    user,
+    wave_bytes,
+)
 
 VALUES = st.recursive(
     st.none()
@@ -239,13 +250,20 @@ def test_many_clients_that_come_and_go_leave_nothing_behind(server):
 
 
 @pytest.mark.slow
-def test_two_hundred_clients_for_two_minutes_leave_nothing_behind(server):
-    disturb(server, 10.0, 200)
-    settle(server)
-    before = resources(server)
-    outcomes = disturb(server, 120.0, 200)
-    settle(server)
-    after = resources(server)
+def test_two_hundred_clients_for_two_minutes_leave_nothing_behind():
+    engine = dataclasses.replace(ENGINE, slots=16)
+    models = [build_model(NAME, small_model(), engine)]
+    server = RunningServer(ServingSettings(port=0, max_queue=256), models)
+    try:
+        server.wait_until_ready()
+        disturb(server, 60.0, 200)  # until the caches are full
+        settle(server)
+        before = resources(server)
+        outcomes = disturb(server, 120.0, 200)
+        settle(server)
+        after = resources(server)
+    finally:
+        server.stop()
     print(before, after, {kind: outcomes.count(kind) for kind in set(outcomes)})
     assert after["busy"] == after["waiting"] == after["jobs"] == 0
     assert after["programs"] == before["programs"]
