@@ -1,10 +1,13 @@
 """Backends that answer a judge's questions: a server, or one of our own models in this process."""
 
+import base64
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from stepaudio_jax.audio.lengths import SAMPLE_RATE
 from stepaudio_jax.config import JudgeConfig, LengthConvention
+from stepaudio_jax.data.clip_files import encode_wav
 from stepaudio_jax.errors import EndpointError, GenerationError, JudgeError, TextError
 from stepaudio_jax.generation import (
     Engine,
@@ -94,8 +97,10 @@ class EndpointBackend:
             JudgeError: the server refuses, or has no answer after all retries.
             ConfigError: there is no key.
         """
-        messages = [{"role": "system", "content": query.system}] if query.system else []
-        messages.append({"role": "user", "content": query.text})
+        messages: list[dict[str, Any]] = []
+        if query.system:
+            messages.append({"role": "system", "content": query.system})
+        messages.append({"role": "user", "content": _endpoint_content(query)})
         settings = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         try:
             completion = self._endpoint.complete(
@@ -188,6 +193,20 @@ class ModelBackend:
             )
             self._engine_prompt_len = longest.length
         return self._engine
+
+
+def _endpoint_content(query: Query) -> str | list[dict[str, Any]]:
+    """Returns the content of a message: text, or parts of which clips are WAV without loss."""
+    if not query.clips:
+        return query.text
+    parts: list[dict[str, Any]] = []
+    for part in query.parts:
+        if isinstance(part, str):
+            parts.append({"type": "text", "text": part})
+        else:
+            data = base64.b64encode(encode_wav(part.read(), SAMPLE_RATE)).decode()
+            parts.append({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
+    return parts
 
 
 def _build_prompt(query: Query, tokenizer: Tokenizer, convention: LengthConvention) -> Prompt:

@@ -17,7 +17,8 @@ import jax
 from stepaudio_jax.config import PolicyGradient, RewardConfig
 from stepaudio_jax.data import Record
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.judge.judge import Judge, Judgement, ReplyPair
+from stepaudio_jax.judge.judge import Judge, Judgement
+from stepaudio_jax.judge.pairs import ReplyPair
 from stepaudio_jax.judge.verdict import (
     RewardMap,
     preference,
@@ -319,5 +320,9 @@ def _reply_pair(rollout: Rollout) -> ReplyPair:
     record = rollout.record
     assert record.reference_reply is not None
     return ReplyPair(
-        tuple(record.messages), rollout.parsed.reply, record.reference_reply, record.rubric
+        tuple(record.messages),
+        rollout.parsed.reply,
+        record.reference_reply,
+        record.rubric,
+        record.origin,
     )
