@@ -32,6 +32,9 @@ class ClipEmbeddings:
 
     Args:
         model: the judge.
+
+    Attributes:
+        num_encoded: number of chunks that the judge has encoded for itself.
     """
 
     def __init__(self, model: LoadedModel):

@@ -21,7 +21,7 @@ from stepaudio_jax.config import (
     JudgeInputs,
     ModelConfig,
 )
-from stepaudio_jax.errors import ConfigError, JudgeError
+from stepaudio_jax.errors import ConfigError, DataError, JudgeError
 from stepaudio_jax.generation import load_model
 from stepaudio_jax.generation.shardings import decode_mesh
 from stepaudio_jax.judge.backends import (
@@ -320,7 +320,7 @@ class AnswerSource:
         if jax.process_index() == 0:
             try:
                 result = "", *self._collect(questions, backend, on_answer)
-            except (OSError, ConfigError) as error:
+            except (OSError, ConfigError, DataError) as error:
                 result = str(error), {}, {}
         problem, failures, answers = broadcast_json(result)
         if problem:
