@@ -131,12 +131,13 @@ def _is_equal(their: jax.Array, our: jax.Array) -> bool:
     everywhere = None
     if isinstance(sharding, NamedSharding):
         everywhere = NamedSharding(sharding.mesh, PartitionSpec())
-
-    def equal(their: jax.Array, our: jax.Array) -> jax.Array:
-        return jnp.array_equal(their.astype(our.dtype), our)
-
     # One array at a time is copied to where the other one lies.
-    return bool(jax.jit(equal, out_shardings=everywhere)(their, jax.device_put(our, sharding)))
+    compare = jax.jit(_equal, out_shardings=everywhere)
+    return bool(compare(their, jax.device_put(our, sharding)))
+
+
+def _equal(their: jax.Array, our: jax.Array) -> jax.Array:
+    return jnp.array_equal(their.astype(our.dtype), our)
 
 
 def _join(
