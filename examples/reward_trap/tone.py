@@ -5,6 +5,9 @@ python -m examples.reward_trap.tone
 Makes the data of `tone_data`, trains both judges on the same pairs, from the same weights and for
 as many steps, and says how often each prefers the fitting reply on voices and words that it was
 not trained on. An interrupted command resumes.
+
+Result of `--couples 600 --held-out 60 --steps 250`, one seed, 120 held-out pairs: the judge that
+hears prefers the fitting reply in 99.2 % (95.3 to 99.9), the one that reads in 50.0 %.
 """
 
 import argparse
