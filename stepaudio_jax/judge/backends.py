@@ -1,10 +1,16 @@
 """Backends that answer a judge's questions: a server, or one of our own models in this process."""
 
+import base64
+import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
+from stepaudio_jax.audio.lengths import SAMPLE_RATE, clip_chunks
 from stepaudio_jax.config import JudgeConfig, LengthConvention
+from stepaudio_jax.data.clip_files import encode_wav
 from stepaudio_jax.errors import EndpointError, GenerationError, JudgeError, TextError
 from stepaudio_jax.generation import (
     Engine,
@@ -12,12 +18,20 @@ from stepaudio_jax.generation import (
     Prompt,
     Sampling,
     build_engine,
-    build_prompt,
 )
+from stepaudio_jax.generation.prompts import ClipFeatures, build_prompt_of_features
+from stepaudio_jax.judge.clip_embeddings import AudioFeatures, ClipEmbeddings
 from stepaudio_jax.judge.endpoint import ChatEndpoint
 from stepaudio_jax.judge.query import JudgeAnswer, Query
 from stepaudio_jax.storage import fingerprint_folder
-from stepaudio_jax.text import Message, TextPart, Tokenizer, parse_reply, render_prompt
+from stepaudio_jax.text import (
+    AudioPart,
+    Message,
+    TextPart,
+    Tokenizer,
+    parse_reply,
+    render_prompt,
+)
 
 
 class JudgeBackend(Protocol):
@@ -94,8 +108,10 @@ class EndpointBackend:
             JudgeError: the server refuses, or has no answer after all retries.
             ConfigError: there is no key.
         """
-        messages = [{"role": "system", "content": query.system}] if query.system else []
-        messages.append({"role": "user", "content": query.text})
+        messages: list[dict[str, Any]] = []
+        if query.system:
+            messages.append({"role": "system", "content": query.system})
+        messages.append({"role": "user", "content": _endpoint_content(query)})
         settings = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         try:
             completion = self._endpoint.complete(
@@ -129,12 +145,25 @@ class ModelBackend:
     def __init__(self, model: LoadedModel, *, slots: int, max_tokens: int):
         self._model, self._slots = model, slots
         self._sampling = Sampling(temperature=0.0, max_new_tokens=max_tokens)
+        self._embed = ClipEmbeddings(model)
         self._engine: Engine | None = None
         self._engine_prompt_len = 0  # tokens of the longest question that the engine was built for
         # A judge that is trained again into the same folder is another judge. Caches are keyed by
         # the name: do not reword it.
         fingerprint = fingerprint_folder(model.folder)[:12]
         self.name = f"{model.folder} ({fingerprint}), {model.compute.dtype}, {max_tokens} tokens"
+
+    @property
+    def model(self) -> LoadedModel:
+        """Returns the judge."""
+        return self._model
+
+    def set_audio_features(self, features: AudioFeatures) -> None:
+        """Lets the judge hear through the features of a model whose encoder is the same.
+
+        They replace those of an earlier call. Clips without features are encoded.
+        """
+        self._embed.set_features(features)
 
     def generate_batch(
         self, queries: Sequence[Query]
@@ -154,22 +183,42 @@ class ModelBackend:
         if not prompts:
             return
         engine = self._engine_for(list(prompts.values()))
+        try:
+            yield from self._answer(engine, queries, prompts)
+        finally:
+            if engine.busy:  # an error, or nobody wants the rest: the next call begins anew
+                self._engine = None
+
+    def _answer(
+        self, engine: Engine, queries: Sequence[Query], prompts: dict[int, Prompt]
+    ) -> Iterator[tuple[int, JudgeAnswer | JudgeError]]:
+        """Yields (index, answer) of the prompts, which are removed as they are begun."""
+        waiting = collections.deque(prompts)
         index_of_request: dict[int, int] = {}
-        for index, prompt in prompts.items():
-            try:
-                (request,) = engine.submit(prompt, [self._sampling])
-            except GenerationError as error:
-                yield index, JudgeError(str(error))
-            else:
-                index_of_request[request] = index
-        for output in engine.run():
-            if output.completion is None:
-                continue
-            truncated = output.completion.finish_reason == "length"
-            parsed = parse_reply(
-                output.completion.tokens, self._model.tokenizer, ended=not truncated
-            )
-            yield index_of_request[output.request], JudgeAnswer(parsed.reply, truncated)
+        while waiting or engine.busy:
+            # Prompts get their sound shortly before they are answered: it is large.
+            while waiting and engine.waiting < self._slots:
+                index = waiting.popleft()
+                prompt, clips = prompts.pop(index), [clip for _, clip in queries[index].clips]
+                try:
+                    if clips:
+                        engine.check_fits(prompt, self._sampling)
+                        embeddings = self._embed(engine, clips)
+                        prompt = dataclasses.replace(prompt, audio_embeddings=embeddings)
+                    (request,) = engine.submit(prompt, [self._sampling])
+                except GenerationError as error:
+                    yield index, JudgeError(str(error))
+                else:
+                    index_of_request[request] = index
+            for output in engine.step():
+                if output.completion is None:
+                    continue
+                truncated = output.completion.finish_reason == "length"
+                parsed = parse_reply(
+                    output.completion.tokens, self._model.tokenizer, ended=not truncated
+                )
+                index = index_of_request.pop(output.request)
+                yield index, JudgeAnswer(parsed.reply, truncated)
 
     def _engine_for(self, prompts: Sequence[Prompt]) -> Engine:
         """Returns the engine, built again only where a question is longer than all before.
@@ -190,7 +239,34 @@ class ModelBackend:
         return self._engine
 
 
+def _endpoint_content(query: Query) -> str | list[dict[str, Any]]:
+    """Returns the content of a message: text, or parts of which clips are WAV without loss."""
+    if not query.clips:
+        return query.text
+    parts: list[dict[str, Any]] = []
+    for part in query.parts:
+        if isinstance(part, str):
+            parts.append({"type": "text", "text": part})
+        else:
+            data = base64.b64encode(encode_wav(part.read(), SAMPLE_RATE)).decode()
+            parts.append({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
+    return parts
+
+
 def _build_prompt(query: Query, tokenizer: Tokenizer, convention: LengthConvention) -> Prompt:
+    """Returns the prompt of a question; its chunks have their frames only, and no mel bins."""
+    clips = {clip.digest: clip for _, clip in query.clips}
+
+    def count_tokens(part: AudioPart) -> ClipFeatures:
+        sizes = clip_chunks(clips[part.path].num_samples, convention)
+        return ClipFeatures(
+            tuple(size.tokens for size in sizes),
+            tuple(np.empty((0, size.mel_frames), np.float32) for size in sizes if size.tokens),
+        )
+
     messages = [Message(role="system", parts=(TextPart(query.system),))] if query.system else []
-    messages.append(Message(role="user", parts=(TextPart(query.text),)))
-    return build_prompt(render_prompt(messages, tokenizer), tokenizer, convention)
+    parts = tuple(
+        TextPart(part) if isinstance(part, str) else AudioPart(part.digest) for part in query.parts
+    )
+    messages.append(Message(role="user", parts=parts))
+    return build_prompt_of_features(render_prompt(messages, tokenizer), tokenizer, count_tokens)

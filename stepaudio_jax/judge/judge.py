@@ -5,6 +5,8 @@ becomes an abstention. Of several processes the first asks, and sends the answer
 """
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
@@ -12,9 +14,14 @@ from typing import Any
 import jax
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import FloatDtype, JudgeConfig
-from stepaudio_jax.data import Criterion
-from stepaudio_jax.errors import ConfigError, JudgeError
+from stepaudio_jax.config import (
+    ComputeConfig,
+    FloatDtype,
+    JudgeConfig,
+    JudgeInputs,
+    ModelConfig,
+)
+from stepaudio_jax.errors import ConfigError, DataError, JudgeError
 from stepaudio_jax.generation import load_model
 from stepaudio_jax.generation.shardings import decode_mesh
 from stepaudio_jax.judge.backends import (
@@ -24,30 +31,32 @@ from stepaudio_jax.judge.backends import (
     ModelBackend,
 )
 from stepaudio_jax.judge.cache import AnswerCache
+from stepaudio_jax.judge.clip_embeddings import AudioFeatures, encoder_difference
+from stepaudio_jax.judge.clips import ClipReader
+from stepaudio_jax.judge.pairs import Pair
 from stepaudio_jax.judge.prompt import JudgePrompt, JudgeQuestion
-from stepaudio_jax.judge.query import JudgeAnswer, Query
+from stepaudio_jax.judge.query import JudgeAnswer, JudgeInput, Query
 from stepaudio_jax.judge.verdict import Abstention, Verdict, parse_verdict
+from stepaudio_jax.models import Parameters
 from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.storage import PathLike, hash_json
-from stepaudio_jax.text import Message
 
-
-@dataclasses.dataclass(frozen=True)
-class ReplyPair:
-    """Two replies to one dialogue, the policy's and the reference, and their rubric, if any."""
-
-    dialogue: tuple[Message, ...]
-    reply: str
-    reference: str
-    rubric: tuple[Criterion, ...] = ()
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What the judge says of (reply, reference), and with the order swapped."""
+    """What the judge says of (reply, reference), and with the order swapped.
+
+    Attributes:
+        original, swapped: the verdict in each order.
+        given: what it was given of the clips, the same in both orders but for the order of clips
+            that are in the continuations; listed as of `original`.
+    """
 
     original: Verdict | Abstention
     swapped: Verdict | Abstention
+    given: JudgeInput = JudgeInput()
 
     @property
     def verdicts(self) -> tuple[Verdict, Verdict] | None:
@@ -58,11 +67,12 @@ class Judgement:
 
 
 class Judge:
-    """Compares replies: each pair is asked about in both orders.
+    """Compares replies, or whole dialogues: each pair is asked about in both orders.
 
     Args:
         backend: answers the questions.
-        prompt: the template of the questions.
+        prompt: the template of the questions; says whether they hold the dialogues' sound.
+        clips: reads the clips where they do; None reads them as `ClipReader()` does.
         cache: a file that keeps the answers across runs; None keeps them in memory.
         concurrency: questions asked at a time, of a backend that takes one at a time.
         max_abstention_rate: share of a batch's pairs that may have no verdict.
@@ -73,11 +83,13 @@ class Judge:
         backend: JudgeBackend | BatchJudgeBackend,
         prompt: JudgePrompt,
         *,
+        clips: ClipReader | None = None,
         cache: PathLike | None = None,
         concurrency: int = JudgeConfig.concurrency,
         max_abstention_rate: float = JudgeConfig.max_abstention_rate,
     ):
-        self._prompt = prompt
+        self._backend, self._prompt = backend, prompt
+        self._clips = ClipReader() if clips is None else clips
         self._source = AnswerSource(
             backend,
             cache=cache,
@@ -95,28 +107,44 @@ class Judge:
         """Returns whether verdicts with a rubric say of each criterion whether a reply meets it."""
         return self._prompt.rubric != "ordinal"
 
-    def prefetch(self, pair: ReplyPair) -> None:
-        """Begins to ask about a pair that `judge` will be called with; returns at once."""
-        self._source.prefetch([question.query for question in self._questions(pair)])
+    @property
+    def inputs(self) -> JudgeInputs:
+        """Returns what the judge is given of a dialogue's clips."""
+        return self._prompt.inputs
 
-    def judge(self, pairs: Sequence[ReplyPair]) -> list[Judgement]:
-        """Returns the judgement of every pair, in order.
+    def prefetch(self, pair: Pair) -> None:
+        """Begins to ask about a pair that `judge` will be called with; returns at once.
 
         Raises:
+            DataError: a clip cannot be read.
+        """
+        if self._source.prefetches:
+            self._source.prefetch([query for _, query in self._questions(pair)])
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
+        """Returns the judgement of every pair, in order; pairs of both kinds may be mixed.
+
+        Raises:
+            DataError: a clip cannot be read, where the judge hears; names the pair's record.
             JudgeError: more pairs than allowed have no verdict; in every process. Verdicts stay in
                 the cache, abstentions do not: a judge that has been mended is asked again.
         """
         questions = [question for pair in pairs for question in self._questions(pair)]
-        answers = self._source.answers([question.query for question in questions])
+        answers = self._source.answers([query for _, query in questions])
         verdicts = [
             self._verdict(question, answer)
-            for question, answer in zip(questions, answers, strict=True)
+            for (question, _), answer in zip(questions, answers, strict=True)
         ]
-        judgements = [Judgement(*pair) for pair in zip(verdicts[::2], verdicts[1::2], strict=True)]
+        judgements = [
+            Judgement(original, swapped, query.given or JudgeInput())
+            for original, swapped, (_, query) in zip(
+                verdicts[::2], verdicts[1::2], questions[::2], strict=True
+            )
+        ]
         self._source.check_abstentions(
             {
-                question.query: verdict.reason
-                for question, verdict in zip(questions, verdicts, strict=True)
+                query: verdict.reason
+                for (_, query), verdict in zip(questions, verdicts, strict=True)
                 if isinstance(verdict, Abstention)
             },
             abstained=sum(judgement.verdicts is None for judgement in judgements),
@@ -125,14 +153,44 @@ class Judge:
         )
         return judgements
 
+    def share_audio_encoder(
+        self, model: ModelConfig, compute: ComputeConfig, parameters: Parameters
+    ) -> bool:
+        """Returns whether the judge hears through the audio features of a policy in this process.
+
+        It does where it hears, is a model in this process, and has the same front end and encoder;
+        it is logged where a judge that hears encodes for itself.
+
+        Args:
+            model: the policy's shape.
+            compute: how it is computed.
+            parameters: its tree, or as much of it as the encoder.
+        """
+        if self.inputs == "transcripts" or not isinstance(self._backend, ModelBackend):
+            return False
+        difference = encoder_difference(self._backend.model, model, compute, parameters)
+        if difference:
+            logger.info("the judge encodes the clips for itself: %s", difference)
+        return not difference
+
+    def set_audio_features(self, features: AudioFeatures) -> None:
+        """Gives a judge for which `share_audio_encoder` holds the features of a step's clips."""
+        if isinstance(self._backend, ModelBackend):
+            self._backend.set_audio_features(features)
+
     def close(self) -> None:
         """Cancels the questions that are still waiting to be asked."""
         self._source.close()
 
-    def _questions(self, pair: ReplyPair) -> list[JudgeQuestion]:
-        """Returns the questions about both orders."""
-        orders = ((pair.reply, pair.reference), (pair.reference, pair.reply))
-        return [self._prompt.question(pair.dialogue, *order, pair.rubric) for order in orders]
+    def _questions(self, pair: Pair) -> list[tuple[JudgeQuestion, Query]]:
+        """Returns the questions about both orders, and what is sent for each."""
+        first, second = pair.sides
+        questions = [
+            self._prompt.question(pair.dialogue, *order, pair.rubric)
+            for order in ((first, second), (second, first))
+        ]
+        read = functools.partial(self._clips, origin=pair.origin)
+        return [(question, question.query(read)) for question in questions]
 
     def _verdict(
         self, question: JudgeQuestion, answer: JudgeAnswer | JudgeError
@@ -185,12 +243,14 @@ class AnswerSource:
         """Returns the name of the judge: everything that its answers depend on."""
         return self._backend.name
 
-    def prefetch(self, questions: Sequence[Query]) -> None:
-        """Begins to ask questions that `answers` will be called with; returns at once.
+    @property
+    def prefetches(self) -> bool:
+        """Returns whether `prefetch` asks: not with a batch backend, and in the first process."""
+        return not isinstance(self._backend, BatchJudgeBackend) and jax.process_index() == 0
 
-        Does nothing with a batch backend, nor in any process but the first.
-        """
-        if isinstance(self._backend, BatchJudgeBackend) or jax.process_index() != 0:
+    def prefetch(self, questions: Sequence[Query]) -> None:
+        """Begins to ask questions that `answers` will be called with; returns at once."""
+        if isinstance(self._backend, BatchJudgeBackend) or not self.prefetches:
             return
         for question in questions:
             self._submit(question, self._backend)
@@ -260,7 +320,7 @@ class AnswerSource:
         if jax.process_index() == 0:
             try:
                 result = "", *self._collect(questions, backend, on_answer)
-            except (OSError, ConfigError) as error:
+            except (OSError, ConfigError, DataError) as error:
                 result = str(error), {}, {}
         problem, failures, answers = broadcast_json(result)
         if problem:
@@ -295,7 +355,7 @@ class AnswerSource:
     def _generate(self, key: str, question: Query, backend: JudgeBackend) -> str:
         """Asks a question and caches the answer at once; returns what went wrong, or ""."""
         try:
-            self._cache.add(key, backend.generate(question))
+            self._cache.add(key, backend.generate(question), question.given)
         except JudgeError as error:
             return str(error)
         return ""
@@ -315,7 +375,7 @@ class AnswerSource:
             if isinstance(answer, JudgeError):
                 failures[keys[index]] = str(answer)
             else:
-                self._cache.add(keys[index], answer)
+                self._cache.add(keys[index], answer, missing[keys[index]].given)
             on_answer()
         return failures
 
@@ -329,6 +389,7 @@ def make_judge(
     dtype: FloatDtype,
     slices: int = 1,
     cache: PathLike | None = None,
+    clips: ClipReader | None = None,
 ) -> Judge | None:
     """Builds the configured judge; returns None where none is configured.
 
@@ -337,12 +398,15 @@ def make_judge(
         dtype: of a model in this process, which is loaded onto all devices.
         slices: TPU slices that the devices form.
         cache: a file that keeps the answers.
+        clips: reads the clips that the judge hears; None reads them as `ClipReader()` does.
     """
     backend: JudgeBackend | BatchJudgeBackend
+    clips = ClipReader() if clips is None else clips
     if config.folder:
         mesh = decode_mesh(hub.read_model_config(config.folder), slices=slices)
         model = load_model(config.folder, dtype, mesh=mesh, for_generation=True)
         backend = ModelBackend(model, slots=config.slots, max_tokens=config.max_tokens)
+        clips = clips.with_convention(model.config.length_convention)
     elif config.url and config.model:
         backend = EndpointBackend(
             url=config.url,
@@ -356,7 +420,13 @@ def make_judge(
         return None
     return Judge(
         backend,
-        JudgePrompt(config.prompt, levels=config.preference_levels, rubric=config.rubric),
+        JudgePrompt(
+            config.prompt,
+            levels=config.preference_levels,
+            rubric=config.rubric,
+            inputs=config.inputs,
+        ),
+        clips=clips,
         cache=cache,
         concurrency=config.concurrency,
         max_abstention_rate=config.max_abstention_rate,

@@ -5,6 +5,7 @@ The mean reward alone may look healthy while replies degenerate.
 
 import collections
 import contextlib
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -239,5 +240,7 @@ class SampleWriter:
                 "reward": reward.value,
                 "parts": reward.parts,
             }
+            if reward.given is not None:
+                line["judge_given"] = dataclasses.asdict(reward.given)
             lines.append(line)
         self._log.append(step, *lines)

@@ -17,7 +17,9 @@ import jax
 from stepaudio_jax.config import PolicyGradient, RewardConfig
 from stepaudio_jax.data import Record
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.judge.judge import Judge, Judgement, ReplyPair
+from stepaudio_jax.judge.judge import Judge, Judgement
+from stepaudio_jax.judge.pairs import ReplyPair
+from stepaudio_jax.judge.query import JudgeInput
 from stepaudio_jax.judge.verdict import (
     RewardMap,
     preference,
@@ -47,11 +49,13 @@ class Reward:
             left out of the update.
         parts: the reward's parts by name, before their weights.
         is_correct: whether the verifier gave the full score; None without a verifier.
+        given: what the judge was given of the dialogue's clips; None without a judge.
     """
 
     value: float | None
     parts: dict[str, float]
     is_correct: bool | None = None
+    given: JudgeInput | None = None
 
 
 def compute_rewards(
@@ -215,9 +219,11 @@ class RewardFunction:
             parts["overlong"] = overlong_penalty(
                 tokens, free_tokens=config.overlong_penalty_start, max_tokens=max_tokens
             )
+        given = None
         if judgement is not None:
+            given = judgement.given
             if judgement.verdicts is None:
-                return Reward(None, parts, is_correct)
+                return Reward(None, parts, is_correct, given)
             parts |= self._judged_parts(rollout, judgement)
         value = _weighted_sum(config, parts)
         if not math.isfinite(value):
@@ -226,7 +232,7 @@ class RewardFunction:
                 "rubric's weights huge?",
                 kind="reward",
             )
-        return Reward(value, parts, is_correct)
+        return Reward(value, parts, is_correct, given)
 
     def _judged_parts(self, rollout: Rollout, judgement: Judgement) -> dict[str, float]:
         """Returns the preference and, with a rubric, its reward and the policy's own score.
@@ -319,5 +325,9 @@ def _reply_pair(rollout: Rollout) -> ReplyPair:
     record = rollout.record
     assert record.reference_reply is not None
     return ReplyPair(
-        tuple(record.messages), rollout.parsed.reply, record.reference_reply, record.rubric
+        tuple(record.messages),
+        rollout.parsed.reply,
+        record.reference_reply,
+        record.rubric,
+        record.origin,
     )
