@@ -39,6 +39,7 @@ from stepaudio_jax.config.run import (
     RematName,
 )
 from stepaudio_jax.config.sharding import MESH_AXES, MeshAxis, MeshConfig, ShardingRules
+from stepaudio_jax.config.simulated_user import SimulatedUserConfig
 from stepaudio_jax.config.stage import (
     EvaluationConfig,
     LoRAConfig,
@@ -85,6 +86,7 @@ __all__ = [
     "RolloutConfig",
     "RubricUse",
     "ShardingRules",
+    "SimulatedUserConfig",
     "SourceConfig",
     "StageConfig",
     "build",

@@ -240,6 +240,12 @@ class StageConfig:
                 "trainable names the encoder, which policy_gradient keeps frozen: its features "
                 "are computed once a step"
             )
+        user = objective.rollout.simulated_user
+        if user.speak and not self.data.audio_chunks_per_seq:
+            raise ConfigError(
+                "objective.rollout.simulated_user.speak gives the user a voice, and "
+                "data.audio_chunks_per_seq=0 leaves no audio: raise it, or leave out speak"
+            )
         if self.evaluation.enabled or self.gradient_accumulation_steps > 1:
             raise ConfigError(
                 "evaluation.data and gradient_accumulation_steps are for objective=next_token; "

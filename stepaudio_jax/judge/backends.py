@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from stepaudio_jax.config import JudgeConfig, LengthConvention
+from stepaudio_jax import hub
+from stepaudio_jax.config import FloatDtype, JudgeConfig, LengthConvention, SimulatedUserConfig
 from stepaudio_jax.errors import EndpointError, GenerationError, JudgeError, TextError
 from stepaudio_jax.generation import (
     Engine,
@@ -13,7 +14,9 @@ from stepaudio_jax.generation import (
     Sampling,
     build_engine,
     build_prompt,
+    load_model,
 )
+from stepaudio_jax.generation.shardings import decode_mesh
 from stepaudio_jax.judge.endpoint import ChatEndpoint
 from stepaudio_jax.judge.query import JudgeAnswer, Query
 from stepaudio_jax.storage import fingerprint_folder
@@ -69,6 +72,7 @@ class EndpointBackend:
         api_key_env: the environment variable that holds the key; None where none is needed.
         temperature, max_tokens: of the answers. Models that allow no other temperature than their
             default (OpenAI's reasoning models) need None.
+        uses_seeds: whether `Query.sample` is sent as the seed of an answer.
         timeout_s, retries, initial_backoff_s: see `ChatEndpoint`.
     """
 
@@ -80,6 +84,7 @@ class EndpointBackend:
     timeout_s: float = JudgeConfig.timeout_s
     retries: int = JudgeConfig.retries
     initial_backoff_s: float = 1.0
+    uses_seeds: bool = False
 
     @property
     def name(self) -> str:
@@ -94,9 +99,12 @@ class EndpointBackend:
             JudgeError: the server refuses, or has no answer after all retries.
             ConfigError: there is no key.
         """
-        messages = [{"role": "system", "content": query.system}] if query.system else []
-        messages.append({"role": "user", "content": query.text})
-        settings = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        messages = [{"role": role, "content": text} for role, text in query.messages]
+        settings = {
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "seed": query.sample if self.uses_seeds else None,
+        }
         try:
             completion = self._endpoint.complete(
                 messages, {name: value for name, value in settings.items() if value is not None}
@@ -124,17 +132,22 @@ class ModelBackend:
         model: the judge.
         slots: questions answered side by side.
         max_tokens: most tokens of an answer.
+        temperature: of an answer, drawn by `Query.sample` where it is above 0.
     """
 
-    def __init__(self, model: LoadedModel, *, slots: int, max_tokens: int):
+    def __init__(
+        self, model: LoadedModel, *, slots: int, max_tokens: int, temperature: float = 0.0
+    ):
         self._model, self._slots = model, slots
-        self._sampling = Sampling(temperature=0.0, max_new_tokens=max_tokens)
+        self._sampling = Sampling(temperature=temperature, max_new_tokens=max_tokens)
         self._engine: Engine | None = None
         self._engine_prompt_len = 0  # tokens of the longest question that the engine was built for
         # A judge that is trained again into the same folder is another judge. Caches are keyed by
         # the name: do not reword it.
         fingerprint = fingerprint_folder(model.folder)[:12]
         self.name = f"{model.folder} ({fingerprint}), {model.compute.dtype}, {max_tokens} tokens"
+        if temperature:
+            self.name += f", temperature {temperature}"
 
     def generate_batch(
         self, queries: Sequence[Query]
@@ -157,7 +170,8 @@ class ModelBackend:
         index_of_request: dict[int, int] = {}
         for index, prompt in prompts.items():
             try:
-                (request,) = engine.submit(prompt, [self._sampling])
+                sampling = dataclasses.replace(self._sampling, seed=queries[index].sample)
+                (request,) = engine.submit(prompt, [sampling])
             except GenerationError as error:
                 yield index, JudgeError(str(error))
             else:
@@ -190,7 +204,46 @@ class ModelBackend:
         return self._engine
 
 
+def make_backend(
+    config: JudgeConfig | SimulatedUserConfig,
+    *,
+    dtype: FloatDtype,
+    slices: int = 1,
+    temperature: float | None = 0.0,
+    uses_seeds: bool = False,
+) -> EndpointBackend | ModelBackend | None:
+    """Builds what answers by an endpoint, or by a model in this process; None for neither.
+
+    Args:
+        config: names an endpoint or the folder of a model.
+        dtype: of a model in this process, which is loaded onto all devices.
+        slices: TPU slices that the devices form.
+        temperature: of the answers; None leaves it to an endpoint.
+        uses_seeds: whether an endpoint gets `Query.sample` as the seed of an answer.
+    """
+    if config.folder:
+        mesh = decode_mesh(hub.read_model_config(config.folder), slices=slices)
+        model = load_model(config.folder, dtype, mesh=mesh, for_generation=True)
+        return ModelBackend(
+            model,
+            slots=config.slots,
+            max_tokens=config.max_tokens,
+            temperature=temperature or 0.0,
+        )
+    if config.url and config.model:
+        return EndpointBackend(
+            url=config.url,
+            model=config.model,
+            api_key_env=config.api_key_env,
+            temperature=temperature,
+            max_tokens=config.max_tokens,
+            timeout_s=config.timeout_s,
+            retries=config.retries,
+            uses_seeds=uses_seeds,
+        )
+    return None
+
+
 def _build_prompt(query: Query, tokenizer: Tokenizer, convention: LengthConvention) -> Prompt:
-    messages = [Message(role="system", parts=(TextPart(query.system),))] if query.system else []
-    messages.append(Message(role="user", parts=(TextPart(query.text),)))
+    messages = [Message(role=role, parts=(TextPart(text),)) for role, text in query.messages]
     return build_prompt(render_prompt(messages, tokenizer), tokenizer, convention)
