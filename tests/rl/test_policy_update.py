@@ -82,7 +82,9 @@ def test_replies_do_not_see_each_other():
         )
         return packed.gather(np.asarray(logprobs))
 
-    other = dataclasses.replace(items[0], completion_tokens=items[0].completion_tokens[::-1] + 1)
+    turn = items[0].turns[0]
+    reversed_reply = dataclasses.replace(turn, completion_tokens=turn.completion_tokens[::-1] + 1)
+    other = dataclasses.replace(items[0], turns=(reversed_reply,))
     before, after = logprobs_of(items), logprobs_of([other, *items[1:]])
     assert np.abs(before[0] - after[0]).max() > 0.1
     for ours, theirs in zip(before[1:], after[1:], strict=True):

@@ -205,7 +205,8 @@ def test_truncated_replies_are_masked_and_stay_in_the_baseline():
     import dataclasses
 
     rollouts = [rollout(str(number), group=0) for number in range(3)]
-    rollouts[2] = dataclasses.replace(rollouts[2], truncated=True)
+    cut = dataclasses.replace(rollouts[2].turns[0], truncated=True)
+    rollouts[2] = dataclasses.replace(rollouts[2], turns=(cut,))
     rewards = [Reward(value, {}) for value in (1.0, 0.0, 0.5)]
     config = PolicyGradient(rewards=(RewardConfig(format_weight=1.0),), mask_truncated=True)
     none = PolicyLogprobs(None, None, [np.zeros(4, np.float32)] * 3)
