@@ -29,7 +29,13 @@ from stepaudio_jax.config.objectives import (
     RolloutConfig,
 )
 from stepaudio_jax.config.preference import Preference, PreferenceLoss
-from stepaudio_jax.config.rewards import JudgeConfig, RewardConfig, RubricUse, check_reward_map
+from stepaudio_jax.config.rewards import (
+    JudgeConfig,
+    JudgeInputs,
+    RewardConfig,
+    RubricUse,
+    check_reward_map,
+)
 from stepaudio_jax.config.run import (
     AttentionKernel,
     CheckpointConfig,
@@ -68,6 +74,7 @@ __all__ = [
     "FloatDtype",
     "InitialWeights",
     "JudgeConfig",
+    "JudgeInputs",
     "LengthConvention",
     "LoRAConfig",
     "MeshAxis",

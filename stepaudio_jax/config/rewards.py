@@ -69,6 +69,7 @@ class RewardConfig:
 
 
 RubricUse = Literal["criteria", "ordinal", "both"]
+JudgeInputs = Literal["transcripts", "audio", "both"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,9 @@ class JudgeConfig:
     # The environment variable that holds the endpoint's key; None if it needs no key.
     api_key_env: str | None = "OPENAI_API_KEY"
     prompt: str | None = None  # a text file with a template of your own; None: the built-in one
+    # What the judge is given of a dialogue's clips: their "transcripts", their sound ("audio", as
+    # `input_audio` of an endpoint), or "both".
+    inputs: JudgeInputs = "transcripts"
     preference_levels: Literal[3, 5, 7] = 7  # levels of the ordinal scale of a comparison
     # What the judge says with a rubric, and what the reward is: "criteria", of each whether a reply
     # meets it, and the difference of the weighted shares; "ordinal", one comparison in the light of

@@ -143,15 +143,40 @@ def encode_samples(values: NDArray[Any], rate: int) -> bytes:
             16 bits in any dtype.
         rate: in Hz.
     """
+    integers = _exact_integers(values)
+    if (
+        integers is None
+        or (values.ndim > 1 and values.shape[1] > _FLAC_MAX_CHANNELS)
+        or rate > _FLAC_MAX_RATE
+    ):
+        return _encode_wav(values, integers, rate)
+    content = io.BytesIO()
+    soundfile.write(content, integers, rate, format="FLAC", subtype="PCM_16")
+    return content.getvalue()
+
+
+def encode_wav(values: NDArray[Any], rate: int) -> bytes:
+    """Returns samples as a WAV file: of 16 bits if these hold them exactly, else of floats.
+
+    Args:
+        values, rate: see `encode_samples`.
+    """
+    return _encode_wav(values, _exact_integers(values), rate)
+
+
+def _exact_integers(values: NDArray[Any]) -> NDArray[np.int16] | None:
+    """Returns samples in 16 bits; None where these do not hold them exactly."""
     scale = _INT16_SCALE if np.issubdtype(values.dtype, np.floating) else 1.0
     scaled = values.astype(np.float64) * scale
     with np.errstate(invalid="ignore"):  # NaN, which no integer is equal to
         integers = np.clip(scaled, -32768, 32767).astype(np.int16)
+    return integers if np.array_equal(integers, scaled) else None
+
+
+def _encode_wav(values: NDArray[Any], integers: NDArray[np.int16] | None, rate: int) -> bytes:
     content = io.BytesIO()
-    if not np.array_equal(integers, scaled):
+    if integers is None:
         soundfile.write(content, values.astype(np.float32), rate, format="WAV", subtype="FLOAT")
-    elif (values.ndim == 1 or values.shape[1] <= _FLAC_MAX_CHANNELS) and rate <= _FLAC_MAX_RATE:
-        soundfile.write(content, integers, rate, format="FLAC", subtype="PCM_16")
     else:
         soundfile.write(content, integers, rate, format="WAV", subtype="PCM_16")
     return content.getvalue()

@@ -1,11 +1,14 @@
 """Backends that answer a judge's questions: a server, or one of our own models in this process."""
 
+import base64
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from stepaudio_jax import hub
+from stepaudio_jax.audio.lengths import SAMPLE_RATE
 from stepaudio_jax.config import FloatDtype, JudgeConfig, LengthConvention, SimulatedUserConfig
+from stepaudio_jax.data.clip_files import encode_wav
 from stepaudio_jax.errors import EndpointError, GenerationError, JudgeError, TextError
 from stepaudio_jax.generation import (
     Engine,
@@ -99,7 +102,11 @@ class EndpointBackend:
             JudgeError: the server refuses, or has no answer after all retries.
             ConfigError: there is no key.
         """
-        messages = [{"role": role, "content": text} for role, text in query.messages]
+        messages: list[dict[str, Any]] = []
+        if query.system:
+            messages.append({"role": "system", "content": query.system})
+        messages += [{"role": role, "content": text} for role, text in query.history]
+        messages.append({"role": "user", "content": _endpoint_content(query)})
         settings = {
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
@@ -148,6 +155,11 @@ class ModelBackend:
         self.name = f"{model.folder} ({fingerprint}), {model.compute.dtype}, {max_tokens} tokens"
         if temperature:
             self.name += f", temperature {temperature}"
+
+    @property
+    def length_convention(self) -> LengthConvention:
+        """Returns how the model counts the audio tokens of a clip."""
+        return self._model.config.length_convention
 
     def generate_batch(
         self, queries: Sequence[Query]
@@ -244,6 +256,22 @@ def make_backend(
     return None
 
 
+def _endpoint_content(query: Query) -> str | list[dict[str, Any]]:
+    """Returns the content of a message: text, or parts of which clips are WAV without loss."""
+    if not query.clips:
+        return query.text
+    parts: list[dict[str, Any]] = []
+    for part in query.parts:
+        if isinstance(part, str):
+            parts.append({"type": "text", "text": part})
+        else:
+            data = base64.b64encode(encode_wav(part.read(), SAMPLE_RATE)).decode()
+            parts.append({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
+    return parts
+
+
 def _build_prompt(query: Query, tokenizer: Tokenizer, convention: LengthConvention) -> Prompt:
-    messages = [Message(role=role, parts=(TextPart(text),)) for role, text in query.messages]
+    messages = [Message(role="system", parts=(TextPart(query.system),))] if query.system else []
+    messages += [Message(role=role, parts=(TextPart(text),)) for role, text in query.history]
+    messages.append(Message(role="user", parts=(TextPart(query.text),)))
     return build_prompt(render_prompt(messages, tokenizer), tokenizer, convention)

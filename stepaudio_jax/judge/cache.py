@@ -6,7 +6,7 @@ import threading
 
 import jax
 
-from stepaudio_jax.judge.query import JudgeAnswer
+from stepaudio_jax.judge.query import JudgeAnswer, JudgeInput
 from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.storage import JsonLine, JsonLinesFile, Path, PathLike, to_path
 
@@ -43,11 +43,21 @@ class AnswerCache:
     def __getitem__(self, key: str) -> JudgeAnswer:
         return self._answers[key]
 
-    def add(self, key: str, answer: JudgeAnswer) -> None:
-        """Keeps an answer; it is flushed to the file before this returns. Thread-safe."""
+    def add(self, key: str, answer: JudgeAnswer, given: JudgeInput | None = None) -> None:
+        """Keeps an answer; it is flushed to the file before this returns. Thread-safe.
+
+        Args:
+            key: of its question.
+            answer: to be kept.
+            given: what the judge was given of a dialogue's clips, for the reader of the file; None
+                where there was no dialogue.
+        """
+        line: dict[str, object] = {"key": key, **dataclasses.asdict(answer)}
+        if given is not None:
+            line["given"] = dataclasses.asdict(given)
         with self._lock:
             self._answers[key] = answer
-            self._write({"key": key, **dataclasses.asdict(answer)})
+            self._write(line)
 
     def discard(self, key: str) -> None:
         """Removes an answer, if there is one, so that the judge is asked again. Thread-safe."""

@@ -9,7 +9,8 @@ from stepaudio_jax.data import Record
 from stepaudio_jax.data.annotations import Annotation
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.judge.agreement import krippendorff_alpha, share_of_first, weighted_kappa
-from stepaudio_jax.judge.judge import Judge, ReplyPair
+from stepaudio_jax.judge.judge import Judge
+from stepaudio_jax.judge.pairs import ReplyPair
 from stepaudio_jax.judge.verdict import pair_value, prefers_position
 
 

@@ -5,45 +5,44 @@ becomes an abstention. Of several processes the first asks, and sends the answer
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
 import jax
 
-from stepaudio_jax.config import FloatDtype, JudgeConfig
-from stepaudio_jax.data import Criterion
+from stepaudio_jax.config import FloatDtype, JudgeConfig, JudgeInputs
 from stepaudio_jax.errors import ConfigError, JudgeError
 from stepaudio_jax.judge.backends import (
     BatchJudgeBackend,
     JudgeBackend,
+    ModelBackend,
     make_backend,
 )
 from stepaudio_jax.judge.cache import AnswerCache
+from stepaudio_jax.judge.clips import ClipReader
+from stepaudio_jax.judge.pairs import Pair
 from stepaudio_jax.judge.prompt import JudgePrompt, JudgeQuestion
-from stepaudio_jax.judge.query import JudgeAnswer, Query
+from stepaudio_jax.judge.query import JudgeAnswer, JudgeInput, Query
 from stepaudio_jax.judge.verdict import Abstention, Verdict, parse_verdict
 from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.storage import PathLike, hash_json
-from stepaudio_jax.text import Message
-
-
-@dataclasses.dataclass(frozen=True)
-class ReplyPair:
-    """Two replies to one dialogue, the policy's and the reference, and their rubric, if any."""
-
-    dialogue: tuple[Message, ...]
-    reply: str
-    reference: str
-    rubric: tuple[Criterion, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What the judge says of (reply, reference), and with the order swapped."""
+    """What the judge says of (reply, reference), and with the order swapped.
+
+    Attributes:
+        original, swapped: the verdict in each order.
+        given: what it was given of the clips, the same in both orders but for the order of clips
+            that are in the continuations; listed as of `original`.
+    """
 
     original: Verdict | Abstention
     swapped: Verdict | Abstention
+    given: JudgeInput = JudgeInput()
 
     @property
     def verdicts(self) -> tuple[Verdict, Verdict] | None:
@@ -54,11 +53,12 @@ class Judgement:
 
 
 class Judge:
-    """Compares replies: each pair is asked about in both orders.
+    """Compares replies, or whole dialogues: each pair is asked about in both orders.
 
     Args:
         backend: answers the questions.
-        prompt: the template of the questions.
+        prompt: the template of the questions; says whether they hold the dialogues' sound.
+        clips: reads the clips where they do; None reads them as `ClipReader()` does.
         cache: a file that keeps the answers across runs; None keeps them in memory.
         concurrency: questions asked at a time, of a backend that takes one at a time.
         max_abstention_rate: share of a batch's pairs that may have no verdict.
@@ -69,11 +69,13 @@ class Judge:
         backend: JudgeBackend | BatchJudgeBackend,
         prompt: JudgePrompt,
         *,
+        clips: ClipReader | None = None,
         cache: PathLike | None = None,
         concurrency: int = JudgeConfig.concurrency,
         max_abstention_rate: float = JudgeConfig.max_abstention_rate,
     ):
         self._prompt = prompt
+        self._clips = ClipReader() if clips is None else clips
         self._source = AnswerSource(
             backend,
             cache=cache,
@@ -91,28 +93,44 @@ class Judge:
         """Returns whether verdicts with a rubric say of each criterion whether a reply meets it."""
         return self._prompt.rubric != "ordinal"
 
-    def prefetch(self, pair: ReplyPair) -> None:
-        """Begins to ask about a pair that `judge` will be called with; returns at once."""
-        self._source.prefetch([question.query for question in self._questions(pair)])
+    @property
+    def inputs(self) -> JudgeInputs:
+        """Returns what the judge is given of a dialogue's clips."""
+        return self._prompt.inputs
 
-    def judge(self, pairs: Sequence[ReplyPair]) -> list[Judgement]:
-        """Returns the judgement of every pair, in order.
+    def prefetch(self, pair: Pair) -> None:
+        """Begins to ask about a pair that `judge` will be called with; returns at once.
 
         Raises:
+            DataError: a clip cannot be read.
+        """
+        if self._source.prefetches:
+            self._source.prefetch([query for _, query in self._questions(pair)])
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
+        """Returns the judgement of every pair, in order; pairs of both kinds may be mixed.
+
+        Raises:
+            DataError: a clip cannot be read, where the judge hears; names the pair's record.
             JudgeError: more pairs than allowed have no verdict; in every process. Verdicts stay in
                 the cache, abstentions do not: a judge that has been mended is asked again.
         """
         questions = [question for pair in pairs for question in self._questions(pair)]
-        answers = self._source.answers([question.query for question in questions])
+        answers = self._source.answers([query for _, query in questions])
         verdicts = [
             self._verdict(question, answer)
-            for question, answer in zip(questions, answers, strict=True)
+            for (question, _), answer in zip(questions, answers, strict=True)
         ]
-        judgements = [Judgement(*pair) for pair in zip(verdicts[::2], verdicts[1::2], strict=True)]
+        judgements = [
+            Judgement(original, swapped, query.given or JudgeInput())
+            for original, swapped, (_, query) in zip(
+                verdicts[::2], verdicts[1::2], questions[::2], strict=True
+            )
+        ]
         self._source.check_abstentions(
             {
-                question.query: verdict.reason
-                for question, verdict in zip(questions, verdicts, strict=True)
+                query: verdict.reason
+                for (_, query), verdict in zip(questions, verdicts, strict=True)
                 if isinstance(verdict, Abstention)
             },
             abstained=sum(judgement.verdicts is None for judgement in judgements),
@@ -125,10 +143,15 @@ class Judge:
         """Cancels the questions that are still waiting to be asked."""
         self._source.close()
 
-    def _questions(self, pair: ReplyPair) -> list[JudgeQuestion]:
-        """Returns the questions about both orders."""
-        orders = ((pair.reply, pair.reference), (pair.reference, pair.reply))
-        return [self._prompt.question(pair.dialogue, *order, pair.rubric) for order in orders]
+    def _questions(self, pair: Pair) -> list[tuple[JudgeQuestion, Query]]:
+        """Returns the questions about both orders, and what is sent for each."""
+        first, second = pair.sides
+        questions = [
+            self._prompt.question(pair.dialogue, *order, pair.rubric)
+            for order in ((first, second), (second, first))
+        ]
+        read = functools.partial(self._clips, origin=pair.origin)
+        return [(question, question.query(read)) for question in questions]
 
     def _verdict(
         self, question: JudgeQuestion, answer: JudgeAnswer | JudgeError
@@ -183,12 +206,14 @@ class AnswerSource:
         """Returns the name of the judge: everything that its answers depend on."""
         return self._backend.name
 
-    def prefetch(self, questions: Sequence[Query]) -> None:
-        """Begins to ask questions that `answers` will be called with; returns at once.
+    @property
+    def prefetches(self) -> bool:
+        """Returns whether `prefetch` asks: not with a batch backend, and in the first process."""
+        return not isinstance(self._backend, BatchJudgeBackend) and jax.process_index() == 0
 
-        Does nothing with a batch backend, nor in any process but the first.
-        """
-        if isinstance(self._backend, BatchJudgeBackend) or jax.process_index() != 0:
+    def prefetch(self, questions: Sequence[Query]) -> None:
+        """Begins to ask questions that `answers` will be called with; returns at once."""
+        if isinstance(self._backend, BatchJudgeBackend) or not self.prefetches:
             return
         for question in questions:
             self._submit(question, self._backend)
@@ -297,7 +322,7 @@ class AnswerSource:
     def _generate(self, key: str, question: Query, backend: JudgeBackend) -> str:
         """Asks a question and caches the answer at once; returns what went wrong, or ""."""
         try:
-            self._cache.add(key, backend.generate(question))
+            self._cache.add(key, backend.generate(question), question.given)
         except JudgeError as error:
             return str(error)
         return ""
@@ -317,7 +342,7 @@ class AnswerSource:
             if isinstance(answer, JudgeError):
                 failures[keys[index]] = str(answer)
             else:
-                self._cache.add(keys[index], answer)
+                self._cache.add(keys[index], answer, missing[keys[index]].given)
             on_answer()
         return failures
 
@@ -331,6 +356,7 @@ def make_judge(
     dtype: FloatDtype,
     slices: int = 1,
     cache: PathLike | None = None,
+    clips: ClipReader | None = None,
 ) -> Judge | None:
     """Builds the configured judge; returns None where none is configured.
 
@@ -339,13 +365,23 @@ def make_judge(
         dtype: of a model in this process, which is loaded onto all devices.
         slices: TPU slices that the devices form.
         cache: a file that keeps the answers.
+        clips: reads the clips that the judge hears; None reads them as `ClipReader()` does.
     """
     backend = make_backend(config, dtype=dtype, slices=slices)
+    clips = ClipReader() if clips is None else clips
+    if isinstance(backend, ModelBackend):
+        clips = clips.with_convention(backend.length_convention)
     if backend is None:
         return None
     return Judge(
         backend,
-        JudgePrompt(config.prompt, levels=config.preference_levels, rubric=config.rubric),
+        JudgePrompt(
+            config.prompt,
+            levels=config.preference_levels,
+            rubric=config.rubric,
+            inputs=config.inputs,
+        ),
+        clips=clips,
         cache=cache,
         concurrency=config.concurrency,
         max_abstention_rate=config.max_abstention_rate,

@@ -12,18 +12,20 @@ import pathlib
 import re
 import string
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from stepaudio_jax.config import RubricUse
+from stepaudio_jax.config import JudgeInputs, RubricUse
 from stepaudio_jax.data import Criterion
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.judge.query import Query
+from stepaudio_jax.judge.pairs import Continuation
+from stepaudio_jax.judge.query import Clip, Query
 from stepaudio_jax.judge.verdict import comparisons
 from stepaudio_jax.storage import PathLike, read_text, to_path
-from stepaudio_jax.text import Message, TextPart
+from stepaudio_jax.text import AudioPart, Message, Part, TextPart
 
 MIN_FENCE_DIGITS = 4
 _DEFAULT_TEMPLATE = pathlib.Path(__file__).with_name("judge_prompt.txt")
+_DEFAULT_DIALOGUE_TEMPLATE = pathlib.Path(__file__).with_name("judge_dialogue_prompt.txt")
 _FENCE = "fence"
 _REQUIRED_FIELDS = ("dialogue", "reply_a", "reply_b", "criteria")
 _OPTIONAL_FIELDS = ("form", "comparisons")
@@ -37,6 +39,8 @@ class JudgeQuestion:
 
     Attributes:
         text: sent to the judge.
+        clips: (index in the text before which it stands, clip) of each clip whose sound is sent.
+        inputs: what stands in the question for the dialogue's clips.
         criteria: number of criteria of which the answer says whether each reply meets them.
         code: code that the verdict must carry; None where the template asks for none.
         in_material: comparisons that the material spells out: a verdict with one of these and no
@@ -47,11 +51,24 @@ class JudgeQuestion:
     criteria: int = 0
     code: str | None = None
     in_material: frozenset[str] = frozenset()
+    clips: tuple[tuple[int, AudioPart], ...] = ()
+    inputs: JudgeInputs = "transcripts"
+
+    def query(self, read: Callable[[AudioPart], Clip]) -> Query:
+        """Returns what is sent to the judge, with the sound of its clips."""
+        clips = tuple((index, read(part)) for index, part in self.clips)
+        return Query(self.text, clips=clips, inputs=self.inputs)
 
     @property
-    def query(self) -> Query:
-        """Returns what is sent to the judge."""
-        return Query(self.text)
+    def parts(self) -> tuple[Part, ...]:
+        """Returns what is sent to the judge as the parts of a turn."""
+        parts: list[Part] = []
+        start = 0
+        for index, clip in self.clips:
+            parts += [TextPart(self.text[start:index]), clip]
+            start = index
+        parts.append(TextPart(self.text[start:]))
+        return tuple(part for part in parts if part != TextPart(""))
 
 
 class JudgePrompt:
@@ -62,22 +79,33 @@ class JudgePrompt:
             once; {form} and {comparisons} may occur once (a judge trained on the template needs
             neither); {fence} stands in every mark: before and after each reply and after the
             dialogue, with no other field between. Braces of the text itself are doubled. None for
-            the project's template.
+            the project's templates, of which two dialogues have one of their own; a template of the
+            user's is for both.
         levels: levels of the scale that the judge may use.
         rubric: what the judge is asked with a rubric: of each criterion whether a reply meets it,
             one comparison in the light of all criteria, or both.
+        inputs: what stands in a question for a clip: its transcript, its sound, or both.
 
     Raises:
         ConfigError: a field is missing, unknown, repeated or lacks its fence; names the file.
     """
 
     def __init__(
-        self, path: PathLike | None = None, *, levels: int = 7, rubric: RubricUse = "criteria"
+        self,
+        path: PathLike | None = None,
+        *,
+        levels: int = 7,
+        rubric: RubricUse = "criteria",
+        inputs: JudgeInputs = "transcripts",
     ):
         self._path = _DEFAULT_TEMPLATE if path is None else to_path(path)
         self.template = read_text(self._path)
+        self._dialogue_template = self.template
+        if path is None:
+            self._dialogue_template = read_text(_DEFAULT_DIALOGUE_TEMPLATE)
         self.levels = levels
         self.rubric: RubricUse = rubric
+        self.inputs: JudgeInputs = inputs
         self._comparisons = tuple(comparisons(levels))
         try:
             fields = [
@@ -95,32 +123,90 @@ class JudgePrompt:
     def question(
         self,
         dialogue: Sequence[Message],
-        reply_a: str,
-        reply_b: str,
+        reply_a: str | Continuation,
+        reply_b: str | Continuation,
         rubric: Sequence[Criterion] = (),
     ) -> JudgeQuestion:
-        """Returns the question about two replies; audio is represented by its transcript, if any.
+        """Returns the question about two replies, or about two continuations of several turns.
 
-        The material is inserted unaltered, each piece behind a mark with the fence.
+        The material is inserted unaltered, each piece behind a mark with the fence. A continuation
+        of one turn is a reply, if the other is one too.
         """
-        turns = [turn for message in dialogue for turn in _labelled_parts(message)]
+        sides = [_turns(reply) for reply in (reply_a, reply_b)]
+        is_of_replies = all(len(turns) == 1 for turns in sides)
+        turns = [part for message in dialogue for part in self._labelled_parts(message)]
+        turns_of_sides = [
+            [part for message in side for part in self._labelled_parts(message)] for side in sides
+        ]
+        if is_of_replies:  # whose turn it is stands in the template
+            turns_of_sides = [[("", side[0].text)] for side in sides]
         criterion_texts = [criterion.text for criterion in rubric]
-        material = [*itertools.chain.from_iterable(turns), reply_a, reply_b, *criterion_texts]
+        material = [
+            *_texts(turns),
+            *itertools.chain.from_iterable(
+                _texts(parts)[1:] if is_of_replies else _texts(parts) for parts in turns_of_sides
+            ),
+            *criterion_texts,
+        ]
         fence = make_fence(material)
+        clips: list[AudioPart] = []
+
+        def insert(parts: Sequence[tuple[str, str | AudioPart]]) -> str:
+            lines = []
+            for label, content in parts:
+                if isinstance(content, AudioPart):
+                    clips.append(content)
+                    content = _clip_mark(fence, len(clips) - 1)
+                lines.append(f"{fence} {label}: {content}" if label else content)
+            return "\n".join(lines)
+
         num_criteria = 0 if self.rubric == "ordinal" else len(rubric)
-        text = self.template.format(
+        template = self.template if is_of_replies else self._dialogue_template
+        marked = template.format(
             fence=fence,
-            dialogue="\n".join(f"{fence} {label}: {text}" for label, text in turns),
-            reply_a=reply_a,
-            reply_b=reply_b,
+            dialogue=insert(turns),
+            reply_a=insert(turns_of_sides[0]),
+            reply_b=insert(turns_of_sides[1]),
             criteria=_criteria_section(fence, rubric, self.rubric),
             form=_answer_form(fence, with_criteria=num_criteria > 0),
             comparisons=", ".join(f'"{comparison}"' for comparison in self._comparisons),
         )
+        text, places = self._place_clips(marked, fence, clips)
+        question = JudgeQuestion(text, num_criteria, clips=places, inputs=self.inputs)
         if not self._asks_for_code:
-            return JudgeQuestion(text, num_criteria)
+            return question
         in_material = comparisons_in_material(material, self._comparisons)
-        return JudgeQuestion(text, num_criteria, fence, in_material)
+        return dataclasses.replace(question, code=fence, in_material=in_material)
+
+    def _labelled_parts(self, message: Message) -> Iterator[tuple[str, str | AudioPart]]:
+        """Yields (label of the speaker, text or clip) for each part of a turn."""
+        for part in message.parts:
+            if isinstance(part, TextPart):
+                yield message.role, part.text
+            elif self.inputs == "transcripts":
+                known = "sound" if part.transcript else "sound without a transcript"
+                yield f"{message.role}, {known}", part.transcript or ""
+            else:
+                yield f"{message.role}, sound", part
+                if self.inputs == "both" and part.transcript:
+                    yield f"{message.role}, words of the sound", part.transcript
+
+    def _place_clips(
+        self, marked: str, fence: str, clips: Sequence[AudioPart]
+    ) -> tuple[str, tuple[tuple[int, AudioPart], ...]]:
+        """Returns a question without the marks of clips, and the place of each clip in it."""
+        text, places = "", []
+        pieces = re.split(_clip_mark(fence, r"(\d+)"), marked) if clips else [marked]
+        for piece, number in itertools.zip_longest(pieces[::2], pieces[1::2]):
+            text += piece
+            if number is not None:
+                places.append((len(text), clips[int(number)]))
+        if len(places) != len(clips):
+            raise ConfigError(
+                f"{self._path}: a field of a dialogue with sound must stand without a conversion"
+                " or a format, as {dialogue}"
+            )
+        return text, tuple(places)
 
     def _check_fields(self, fields: Sequence[str]) -> None:
         others = [name for name in fields if name != _FENCE]
@@ -186,15 +272,20 @@ def _alphanumeric(text: str) -> str:
     return _NOT_ALPHANUMERIC.sub("", text.translate(forms).lower() if forms else text.lower())
 
 
-def _labelled_parts(message: Message) -> Iterator[tuple[str, str]]:
-    """Yields (label of the speaker, text) for each part of a turn."""
-    for part in message.parts:
-        if isinstance(part, TextPart):
-            yield message.role, part.text
-        elif part.transcript:
-            yield f"{message.role}, sound", part.transcript
-        else:
-            yield f"{message.role}, sound without a transcript", ""
+def _turns(reply: str | Continuation) -> tuple[Message, ...]:
+    if isinstance(reply, Continuation):
+        return reply.turns
+    return (Message("assistant", (TextPart(reply),)),)
+
+
+def _texts(parts: Iterable[tuple[str, str | AudioPart]]) -> list[str]:
+    """Returns the labels and the texts of parts."""
+    return [text for part in parts for text in part if isinstance(text, str)]
+
+
+def _clip_mark(fence: str, number: int | str) -> str:
+    """Returns what stands for a clip until its place is known; no material has the fence."""
+    return f"\0{fence} clip {number}\0"
 
 
 # The texts below are part of what trained judges have learned: they must not change.

@@ -8,7 +8,8 @@ from typing import Any
 
 from stepaudio_jax.data import Record, read_records
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.judge.judge import Judge, ReplyPair
+from stepaudio_jax.judge.judge import Judge
+from stepaudio_jax.judge.pairs import ReplyPair
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.verdict import Verdict, comparisons, pair_value, prefers_position
 from stepaudio_jax.storage import (

@@ -18,7 +18,8 @@ import jax
 from stepaudio_jax.config import PolicyGradient, RewardConfig
 from stepaudio_jax.data import Record
 from stepaudio_jax.errors import DataError
-from stepaudio_jax.judge.judge import Judge, Judgement, ReplyPair
+from stepaudio_jax.judge.judge import Judge, Judgement
+from stepaudio_jax.judge.pairs import Continuation, DialoguePair
 from stepaudio_jax.judge.verdict import (
     RewardMap,
     preference,
@@ -26,7 +27,7 @@ from stepaudio_jax.judge.verdict import (
     rubric_reward,
 )
 from stepaudio_jax.parallel import broadcast_json
-from stepaudio_jax.rl.rollouts import PolicyTurn, Rollout, said
+from stepaudio_jax.rl.rollouts import PolicyTurn, Rollout
 from stepaudio_jax.rl.verifiers import (
     Verifier,
     check_answer,
@@ -208,7 +209,7 @@ class RewardFunction:
                 judgements[second].append(other_side)
         return judgements
 
-    def _reference_pair(self, rollout: Rollout) -> ReplyPair:
+    def _reference_pair(self, rollout: Rollout) -> DialoguePair:
         """Returns the comparison of a rollout with its record's reference."""
         record = rollout.record
         reference = record.reference_continuation
@@ -414,17 +415,17 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _group_pair(rollout: Rollout, other: Rollout) -> ReplyPair:
+def _group_pair(rollout: Rollout, other: Rollout) -> DialoguePair:
     """Returns the comparison of two rollouts of one prompt."""
     return _pair(rollout.record, rollout.continuation, other.continuation)
 
 
-def _pair(record: Record, ours: Sequence[Message], theirs: Sequence[Message]) -> ReplyPair:
-    """Returns the comparison of two continuations; several turns are written one below another."""
-    texts = [
-        turns[0].text
-        if len(turns) == 1
-        else "\n".join(f"{turn.role}: {said(turn)}" for turn in turns)
-        for turns in (ours, theirs)
-    ]
-    return ReplyPair(tuple(record.messages), *texts, record.rubric)
+def _pair(record: Record, ours: Sequence[Message], theirs: Sequence[Message]) -> DialoguePair:
+    """Returns the comparison of two ways in which a record's dialogue goes on."""
+    return DialoguePair(
+        tuple(record.messages),
+        Continuation(tuple(ours)),
+        Continuation(tuple(theirs)),
+        record.rubric,
+        record.origin,
+    )

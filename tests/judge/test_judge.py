@@ -1,5 +1,6 @@
 """Judges behind a real HTTP server that is slow, fails or dies; the cache; the questions."""
 
+import functools
 import re
 import time
 
@@ -8,7 +9,9 @@ import pytest
 from stepaudio_jax.data import Criterion
 from stepaudio_jax.errors import ConfigError, JudgeError
 from stepaudio_jax.judge.backends import EndpointBackend
-from stepaudio_jax.judge.judge import Judge, ReplyPair
+from stepaudio_jax.judge.clips import ClipReader
+from stepaudio_jax.judge.judge import Judge
+from stepaudio_jax.judge.pairs import ReplyPair
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.query import JudgeAnswer, Query
 from stepaudio_jax.judge.verdict import Abstention, Verdict
@@ -55,7 +58,7 @@ def stall_in_an_error_page(handler):
     time.sleep(0.5)
 
 
-QUESTION = JudgePrompt().question((), "a", "b").query
+QUESTION = JudgePrompt().question((), "a", "b").query(functools.partial(ClipReader(), origin=""))
 PAIRS = [pair("x" * length, "yyy") for length in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)]
 
 

@@ -12,6 +12,7 @@ from stepaudio_jax.data.record import Criterion
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.data.sources.serialization import part_times, serialize_record
 from stepaudio_jax.errors import DataError
+from stepaudio_jax.judge.pairs import check_continuation
 from stepaudio_jax.serving.preferences.study import parse_rubric
 from stepaudio_jax.text import AudioPart, Message, TextPart
 
@@ -163,7 +164,7 @@ def parse_comparison(value: Mapping[str, Any], *, folder: str, origin: str) -> C
         if not isinstance(side, Mapping):
             raise DataError(f"{where} must be an object with 'turns'")
         turns = _parse_turns(side.get("turns"), where, folder)
-        _check_continuation(turns, where)
+        check_continuation(turns, where)
         model, sampling = side.get("model"), side.get("sampling") or {}
         if not (model is None or (isinstance(model, str) and len(model) <= MAX_NAME_CHARACTERS)):
             raise DataError(f"{where}: 'model' must be the name of a model")
@@ -190,17 +191,6 @@ def _is_setting(value: Any) -> bool:
     if isinstance(value, str):
         return len(value) <= MAX_NAME_CHARACTERS
     return value is None or (isinstance(value, int | float) and math.isfinite(value))
-
-
-def _check_continuation(turns: Sequence[Message], where: str) -> None:
-    for number, turn in enumerate(turns, 1):
-        role = "assistant" if number % 2 else "user"
-        if turn.role != role:
-            raise DataError(
-                f"{where}: turn {number} must be the {role}'s, and is the {turn.role}'s"
-            )
-    if len(turns) % 2 == 0:
-        raise DataError(f"{where}: must end in the assistant's turn")
 
 
 def _normalized(text: str) -> str:
