@@ -1,4 +1,4 @@
-"""RL on dialogues with a simulated user over HTTP: rewarded, killed in its phases, resumed exactly."""
+"""RL on dialogues with a simulated user over HTTP: rewarded, killed, resumed exactly."""
 
 import json
 import random
@@ -41,7 +41,12 @@ def get_config():
         FOLDER / "prompts.jsonl",
         steps={steps},
         data={{"seq_len": 320, "audio_chunks_per_seq": 4}},
-        rollout={{"num_prompts": 2, "num_generations": 3, "simulated_user": user}},
+        rollout={{
+            "num_prompts": 2,
+            "num_generations": 3,
+            "max_new_tokens": 40,
+            "simulated_user": user,
+        }},
     )
     stage = config.stages[0]
     objective = dataclasses.replace(
@@ -68,7 +73,7 @@ class NumberedUser:
 
     def __call__(self, body):
         self._count += 1
-        return f"Now number {self._count}?"
+        return f"What is {self._count} plus 3?"
 
 
 @pytest.fixture
@@ -162,7 +167,7 @@ def test_dialogues_of_a_killed_run_go_on_with_the_same_words(folder, user, judge
     assert (folder / "again" / "samples.jsonl").read_bytes() == samples
     sample = json.loads(samples.splitlines()[0])
     assert [turn["role"] for turn in sample["dialogue"]][::2].count("assistant") >= 1
-    assert any("Now number" in turn["content"] for turn in sample["dialogue"])
+    assert any("plus 3" in turn["content"] for turn in sample["dialogue"])
 
 
 def test_spoken_dialogues_compared_in_their_group_are_the_same_in_two_processes(
