@@ -5,7 +5,8 @@ python -m launch.judge report --input held_out.jsonl --model DIR
 python -m launch.judge report --input held_out.jsonl --url http://HOST:PORT/v1 --model NAME
 python -m launch.judge report --human records.jsonl [--model DIR | --url .. --model NAME]
 
-Each takes [--prompt FILE] [--levels 7].
+Each takes [--prompt FILE] [--levels 7] [--inputs transcripts|audio|both], and records of two
+replies or of two dialogues.
 
 `data` writes the dialogues that a next_token stage of `launch.train` trains a judge on. `report`
 prints agreement, position bias and calibration of one of our own models, or of a model behind a
@@ -20,10 +21,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from launch.errors import exit_on_error
-from stepaudio_jax.config import JudgeConfig
+from stepaudio_jax.config import DataConfig, JudgeConfig
 from stepaudio_jax.storage import check_output_file, expand_home
 
 if TYPE_CHECKING:
+    from stepaudio_jax.judge.clips import ClipReader
     from stepaudio_jax.judge.judge import Judge
     from stepaudio_jax.judge.prompt import JudgePrompt
 
@@ -58,6 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             choices=("criteria", "ordinal", "both"),
             help="what the judge says of records with a rubric (default %(default)s)",
         )
+        command.add_argument(
+            "--inputs",
+            default=JudgeConfig.inputs,
+            choices=("transcripts", "audio", "both"),
+            help="what the judge is given of the dialogues' clips (default %(default)s)",
+        )
+        command.add_argument(
+            "--channel",
+            default=DataConfig.channel,
+            choices=("first", "mix"),
+            help="channel of a multichannel clip that it hears (default %(default)s)",
+        )
+        command.add_argument("--allow-urls", action="store_true", help="clips may be URLs")
     data.add_argument("--output", type=expand_home, required=True, help="JSONL of dialogues")
     report.add_argument(
         "--model",
@@ -97,26 +112,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "data":
             paths = [path for path in (options.input, options.prompt) if path]
             check_output_file(options.output, paths, may_replace=lambda path: True)
-        from stepaudio_jax.data import read_records
         from stepaudio_jax.errors import DataError
+        from stepaudio_jax.judge.clips import ClipReader
+        from stepaudio_jax.judge.dialogue_records import read_judged_records
         from stepaudio_jax.judge.human_report import HumanReport, report_on_people
         from stepaudio_jax.judge.prompt import JudgePrompt
         from stepaudio_jax.judge.training import JudgeReport, evaluate_judge, write_judge_data
 
-        prompt = JudgePrompt(options.prompt, levels=options.levels, rubric=options.rubric)
+        prompt = JudgePrompt(
+            options.prompt, levels=options.levels, rubric=options.rubric, inputs=options.inputs
+        )
+        clips = ClipReader(channel=options.channel, allow_urls=options.allow_urls)
         if options.command == "data":
-            count = write_judge_data(options.input, options.output, prompt)
+            count = write_judge_data(options.input, options.output, prompt, clips)
             print(f"{count} dialogues in {options.output}")
             return
         # Before the model is loaded, to fail early.
-        records = list(read_records(options.human or options.input))
+        records = list(read_judged_records(options.human or options.input))
         if not records:
             raise DataError(
                 f"{options.human or options.input}: has no records; give at least one preference"
             )
         if options.human:
             report_on_people(records, levels=options.levels)
-        judge = None if options.model is None else _open_judge(options, prompt)
+        judge = None if options.model is None else _open_judge(options, prompt, clips)
         result: HumanReport | JudgeReport
         if options.human:
             result = report_on_people(
@@ -128,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(dataclasses.asdict(result), indent=2, ensure_ascii=False))
 
 
-def _open_judge(options: argparse.Namespace, prompt: "JudgePrompt") -> "Judge":
+def _open_judge(options: argparse.Namespace, prompt: "JudgePrompt", clips: "ClipReader") -> "Judge":
     """Opens the judge that the options name: at a server, or a model in this process."""
     from stepaudio_jax.generation import folder_decode_mesh, load_model
     from stepaudio_jax.judge.backends import EndpointBackend, ModelBackend
@@ -141,10 +160,13 @@ def _open_judge(options: argparse.Namespace, prompt: "JudgePrompt") -> "Judge":
             api_key_env=options.key_variable or None,
             max_tokens=options.max_tokens,
         )
-        return Judge(endpoint, prompt, concurrency=options.slots, max_abstention_rate=0.9)
+        return Judge(
+            endpoint, prompt, clips=clips, concurrency=options.slots, max_abstention_rate=0.9
+        )
     loaded = load_model(options.model, mesh=folder_decode_mesh(options.model), for_generation=True)
     model = ModelBackend(loaded, slots=options.slots, max_tokens=options.max_tokens)
-    return Judge(model, prompt, max_abstention_rate=1.0)
+    clips = clips.with_convention(loaded.config.length_convention)
+    return Judge(model, prompt, clips=clips, max_abstention_rate=1.0)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float32
 from numpy.typing import NDArray
 
 from stepaudio_jax.audio.lengths import max_mel_frames
@@ -32,7 +33,13 @@ from stepaudio_jax.generation.audio_encoder import (
 )
 from stepaudio_jax.generation.chunked_prefill import ChunkedPrefill, ChunkedPrefillOptions
 from stepaudio_jax.generation.outputs import Completion, FinishReason, RequestOutput
-from stepaudio_jax.generation.prefill_programs import EngineSpec, Prefix, encode_audio, prefill
+from stepaudio_jax.generation.prefill_programs import (
+    EngineSpec,
+    Prefix,
+    adapt_audio,
+    encode_audio,
+    prefill,
+)
 from stepaudio_jax.generation.prompts import Prompt, bucket, check_prompt_fits
 from stepaudio_jax.generation.requests import RequestState, TokenConstraint
 from stepaudio_jax.generation.sampling import MAX_STOP_TOKENS, Sampling, SamplingArrays
@@ -265,7 +272,7 @@ class Engine:
         if not prompt.length:
             raise GenerationError("the prompt is empty; it needs at least one token")
         for sampling in samplings:
-            self._check_fits(prompt, sampling)
+            self.check_fits(prompt, sampling)
         in_reasoning = self._opens_reasoning(prompt)
         requests = [
             RequestState(
@@ -283,6 +290,23 @@ class Engine:
         ]
         self._queue.append(_Group(prompt, collections.deque(requests)))
         return [request.number for request in requests]
+
+    def encode_audio(
+        self, chunks: Sequence[NDArray[np.float32]]
+    ) -> list[Float32[np.ndarray, "_audio_tokens _H"]]:
+        """Returns the adaptor's outputs of chunks [mel bins, mel frames] of log-mel, with padding.
+
+        For callers that give them to several prompts, as `Prompt.audio_embeddings`.
+        """
+        with on_mesh(self._mesh):
+            return self._audio_encoder.encode(self._parameters, chunks)
+
+    def adapt_audio(
+        self, features: Float32[np.ndarray, "C audio_frames enc_hidden"]
+    ) -> Float32[np.ndarray, "C _audio_tokens _H"]:
+        """Returns the adaptor's outputs of chunks whose encoder's outputs are known."""
+        with on_mesh(self._mesh):
+            return np.asarray(adapt_audio(self._spec, self._parameters, features), np.float32)
 
     def cancel(self, request: int) -> None:
         """Cancels a request; its completion holds what was generated so far.
@@ -312,7 +336,7 @@ class Engine:
         """
         for index, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
             try:
-                self._check_fits(prompt, sampling)
+                self.check_fits(prompt, sampling)
             except GenerationError as error:
                 raise GenerationError(f"prompt {index}: {error}") from None
         prompt_of_request: dict[int, int] = {}
@@ -533,7 +557,12 @@ class Engine:
             self._slots = device.release(self._spec, self._slots, slot)
         self._slot_requests[slot] = None
 
-    def _check_fits(self, prompt: Prompt, sampling: Sampling) -> None:
+    def check_fits(self, prompt: Prompt, sampling: Sampling) -> None:
+        """Checks that a slot holds a prompt and its reply, as `submit` does.
+
+        Raises:
+            GenerationError: it does not.
+        """
         check_prompt_fits(
             prompt,
             self._spec.config,

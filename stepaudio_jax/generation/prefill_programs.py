@@ -95,6 +95,18 @@ def encode_audio(
 
 
 @functools.partial(jax.jit, static_argnames="spec")
+def adapt_audio(
+    spec: EngineSpec,
+    parameters: Parameters,
+    features: Float[Array, "C audio_frames enc_hidden"],
+) -> Float[Array, "C audio_tokens H"]:
+    """Computes the adaptor's outputs of chunks whose encoder's outputs are known."""
+    spec = spec.with_replicated_rows
+    model, _ = merge_per_layer(spec.graphdef, parameters)
+    return constrain(model.adapt_chunks(features[None])[0], (), spec.compute.rules)
+
+
+@functools.partial(jax.jit, static_argnames="spec")
 def prefill(
     spec: EngineSpec,
     parameters: Parameters,

@@ -60,14 +60,17 @@ class Prompt:
     @functools.cached_property
     def chunk_digests(self) -> tuple[bytes, ...]:
         """A name for the sound of each chunk, equal where the sound is."""
-        return tuple(
-            hashlib.sha256(np.ascontiguousarray(chunk).tobytes()).digest() for chunk in self.chunks
-        )
+        return tuple(map(digest_chunk, self.chunks))
 
     @property
     def longest_chunk(self) -> int:
         """The mel frames of the longest chunk; 0 without audio."""
         return max((chunk.shape[1] for chunk in self.chunks), default=0)
+
+
+def digest_chunk(chunk: NDArray[np.float32]) -> bytes:
+    """Returns a name for the sound of a chunk of log-mel, equal where the sound is."""
+    return hashlib.sha256(np.ascontiguousarray(chunk).tobytes()).digest()
 
 
 class AudioReader(Protocol):

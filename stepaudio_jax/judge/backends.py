@@ -1,12 +1,15 @@
 """Backends that answer a judge's questions: a server, or one of our own models in this process."""
 
 import base64
+import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from stepaudio_jax import hub
-from stepaudio_jax.audio.lengths import SAMPLE_RATE
+from stepaudio_jax.audio.lengths import SAMPLE_RATE, clip_chunks
 from stepaudio_jax.config import FloatDtype, JudgeConfig, LengthConvention, SimulatedUserConfig
 from stepaudio_jax.data.clip_files import encode_wav
 from stepaudio_jax.errors import EndpointError, GenerationError, JudgeError, TextError
@@ -16,14 +19,22 @@ from stepaudio_jax.generation import (
     Prompt,
     Sampling,
     build_engine,
-    build_prompt,
     load_model,
 )
+from stepaudio_jax.generation.prompts import ClipFeatures, build_prompt_of_features
 from stepaudio_jax.generation.shardings import decode_mesh
+from stepaudio_jax.judge.clip_embeddings import AudioFeatures, ClipEmbeddings
 from stepaudio_jax.judge.endpoint import ChatEndpoint
 from stepaudio_jax.judge.query import JudgeAnswer, Query
 from stepaudio_jax.storage import fingerprint_folder
-from stepaudio_jax.text import Message, TextPart, Tokenizer, parse_reply, render_prompt
+from stepaudio_jax.text import (
+    AudioPart,
+    Message,
+    TextPart,
+    Tokenizer,
+    parse_reply,
+    render_prompt,
+)
 
 
 class JudgeBackend(Protocol):
@@ -147,6 +158,7 @@ class ModelBackend:
     ):
         self._model, self._slots = model, slots
         self._sampling = Sampling(temperature=temperature, max_new_tokens=max_tokens)
+        self._embed = ClipEmbeddings(model)
         self._engine: Engine | None = None
         self._engine_prompt_len = 0  # tokens of the longest question that the engine was built for
         # A judge that is trained again into the same folder is another judge. Caches are keyed by
@@ -160,6 +172,18 @@ class ModelBackend:
     def length_convention(self) -> LengthConvention:
         """Returns how the model counts the audio tokens of a clip."""
         return self._model.config.length_convention
+
+    @property
+    def model(self) -> LoadedModel:
+        """Returns the judge."""
+        return self._model
+
+    def set_audio_features(self, features: AudioFeatures) -> None:
+        """Lets the judge hear through the features of a model whose encoder is the same.
+
+        They replace those of an earlier call. Clips without features are encoded.
+        """
+        self._embed.set_features(features)
 
     def generate_batch(
         self, queries: Sequence[Query]
@@ -179,23 +203,33 @@ class ModelBackend:
         if not prompts:
             return
         engine = self._engine_for(list(prompts.values()))
+        waiting = collections.deque(prompts)
         index_of_request: dict[int, int] = {}
-        for index, prompt in prompts.items():
-            try:
-                sampling = dataclasses.replace(self._sampling, seed=queries[index].sample)
-                (request,) = engine.submit(prompt, [sampling])
-            except GenerationError as error:
-                yield index, JudgeError(str(error))
-            else:
-                index_of_request[request] = index
-        for output in engine.run():
-            if output.completion is None:
-                continue
-            truncated = output.completion.finish_reason == "length"
-            parsed = parse_reply(
-                output.completion.tokens, self._model.tokenizer, ended=not truncated
-            )
-            yield index_of_request[output.request], JudgeAnswer(parsed.reply, truncated)
+        while waiting or engine.busy:
+            # Prompts get their sound shortly before they are answered: it is large.
+            while waiting and engine.waiting < self._slots:
+                index = waiting.popleft()
+                prompt, clips = prompts.pop(index), [clip for _, clip in queries[index].clips]
+                try:
+                    if clips:
+                        engine.check_fits(prompt, self._sampling)
+                        embeddings = self._embed(engine, clips)
+                        prompt = dataclasses.replace(prompt, audio_embeddings=embeddings)
+                    sampling = dataclasses.replace(self._sampling, seed=queries[index].sample)
+                    (request,) = engine.submit(prompt, [sampling])
+                except GenerationError as error:
+                    yield index, JudgeError(str(error))
+                else:
+                    index_of_request[request] = index
+            for output in engine.step():
+                if output.completion is None:
+                    continue
+                truncated = output.completion.finish_reason == "length"
+                parsed = parse_reply(
+                    output.completion.tokens, self._model.tokenizer, ended=not truncated
+                )
+                index = index_of_request.pop(output.request)
+                yield index, JudgeAnswer(parsed.reply, truncated)
 
     def _engine_for(self, prompts: Sequence[Prompt]) -> Engine:
         """Returns the engine, built again only where a question is longer than all before.
@@ -271,7 +305,20 @@ def _endpoint_content(query: Query) -> str | list[dict[str, Any]]:
 
 
 def _build_prompt(query: Query, tokenizer: Tokenizer, convention: LengthConvention) -> Prompt:
+    """Returns the prompt of a question; its chunks have their frames only, and no mel bins."""
+    clips = {clip.digest: clip for _, clip in query.clips}
+
+    def count_tokens(part: AudioPart) -> ClipFeatures:
+        sizes = clip_chunks(clips[part.path].num_samples, convention)
+        return ClipFeatures(
+            tuple(size.tokens for size in sizes),
+            tuple(np.empty((0, size.mel_frames), np.float32) for size in sizes if size.tokens),
+        )
+
     messages = [Message(role="system", parts=(TextPart(query.system),))] if query.system else []
     messages += [Message(role=role, parts=(TextPart(text),)) for role, text in query.history]
-    messages.append(Message(role="user", parts=(TextPart(query.text),)))
-    return build_prompt(render_prompt(messages, tokenizer), tokenizer, convention)
+    parts = tuple(
+        TextPart(part) if isinstance(part, str) else AudioPart(part.digest) for part in query.parts
+    )
+    messages.append(Message(role="user", parts=parts))
+    return build_prompt_of_features(render_prompt(messages, tokenizer), tokenizer, count_tokens)

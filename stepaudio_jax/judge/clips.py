@@ -107,7 +107,7 @@ class ClipReader:
             )
         except AudioError as error:
             raise DataError(
-                f"{_prefix(origin)}the judge cannot hear a clip: {error}", kind="bad_audio"
+                f"{_prefix(origin)}the judge cannot hear a clip: {error}", kind="reward"
             ) from None
         with self._lock:
             self._samples.put(key, samples, samples.nbytes)

@@ -5,12 +5,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from stepaudio_jax.config import JudgeInputs
 from stepaudio_jax.data import Record
 from stepaudio_jax.data.annotations import Annotation
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.judge.agreement import krippendorff_alpha, share_of_first, weighted_kappa
+from stepaudio_jax.judge.dialogue_records import pair_of_record
 from stepaudio_jax.judge.judge import Judge
-from stepaudio_jax.judge.pairs import ReplyPair
 from stepaudio_jax.judge.verdict import pair_value, prefers_position
 
 
@@ -71,6 +72,8 @@ class JudgeAgainstPeople:
         first_preferred: of its verdicts in either order, without "equal", the share that prefers
             the reply that stood first.
         criteria_agreement: share of people's marks of criteria that the judge gives too.
+        inputs: what the judge was given of the dialogues' clips.
+        clips: number of different clips that it was given as sound.
     """
 
     name: str
@@ -79,6 +82,8 @@ class JudgeAgainstPeople:
     position_bias: float | None
     first_preferred: float | None
     criteria_agreement: float | None
+    inputs: JudgeInputs = "transcripts"
+    clips: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,20 +240,7 @@ def _ask(
     records: Sequence[Record], given: Sequence[_Given], judge: Judge, name: str
 ) -> tuple[dict[int, float], JudgeAgainstPeople]:
     """Returns {record: the value of its pair}, above 0 where a is better, and the judge's part."""
-    for record in records:
-        if record.reference_reply is None or record.rejected_reply is None:
-            raise DataError(f"{record.origin}: needs two replies: 'chosen' and 'rejected'")
-    judgements = judge.judge(
-        [
-            ReplyPair(
-                record.messages,
-                record.reference_reply or "",
-                record.rejected_reply or "",
-                record.rubric,
-            )
-            for record in records
-        ]
-    )
+    judgements = judge.judge([pair_of_record(record) for record in records])
     verdicts = {
         index: judgement.verdicts
         for index, judgement in enumerate(judgements)
@@ -280,6 +272,8 @@ def _ask(
         position_bias=_mean(biased),
         first_preferred=share_of_first([level > 0 for level in levels]),
         criteria_agreement=_mean(marks),
+        inputs=judge.inputs,
+        clips=len({clip for judgement in judgements for clip in judgement.given.clips}),
     )
 
 

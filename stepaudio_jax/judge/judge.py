@@ -6,13 +6,20 @@ becomes an abstention. Of several processes the first asks, and sends the answer
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
 import jax
 
-from stepaudio_jax.config import FloatDtype, JudgeConfig, JudgeInputs
+from stepaudio_jax.config import (
+    ComputeConfig,
+    FloatDtype,
+    JudgeConfig,
+    JudgeInputs,
+    ModelConfig,
+)
 from stepaudio_jax.errors import ConfigError, JudgeError
 from stepaudio_jax.judge.backends import (
     BatchJudgeBackend,
@@ -21,13 +28,17 @@ from stepaudio_jax.judge.backends import (
     make_backend,
 )
 from stepaudio_jax.judge.cache import AnswerCache
+from stepaudio_jax.judge.clip_embeddings import AudioFeatures, encoder_difference
 from stepaudio_jax.judge.clips import ClipReader
 from stepaudio_jax.judge.pairs import Pair
 from stepaudio_jax.judge.prompt import JudgePrompt, JudgeQuestion
 from stepaudio_jax.judge.query import JudgeAnswer, JudgeInput, Query
 from stepaudio_jax.judge.verdict import Abstention, Verdict, parse_verdict
+from stepaudio_jax.models import Parameters
 from stepaudio_jax.parallel import broadcast_json
 from stepaudio_jax.storage import PathLike, hash_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +85,7 @@ class Judge:
         concurrency: int = JudgeConfig.concurrency,
         max_abstention_rate: float = JudgeConfig.max_abstention_rate,
     ):
-        self._prompt = prompt
+        self._backend, self._prompt = backend, prompt
         self._clips = ClipReader() if clips is None else clips
         self._source = AnswerSource(
             backend,
@@ -138,6 +149,31 @@ class Judge:
             cause=next((answer for answer in answers if isinstance(answer, JudgeError)), None),
         )
         return judgements
+
+    def share_audio_encoder(
+        self, model: ModelConfig, compute: ComputeConfig, parameters: Parameters
+    ) -> bool:
+        """Returns whether the judge hears through the audio features of a policy in this process.
+
+        It does where it hears, is a model in this process, and has the same front end and encoder;
+        it is logged where a judge that hears encodes for itself.
+
+        Args:
+            model: the policy's shape.
+            compute: how it is computed.
+            parameters: its tree, or as much of it as the encoder.
+        """
+        if self.inputs == "transcripts" or not isinstance(self._backend, ModelBackend):
+            return False
+        difference = encoder_difference(self._backend.model, model, compute, parameters)
+        if difference:
+            logger.info("the judge encodes the clips for itself: %s", difference)
+        return not difference
+
+    def set_audio_features(self, features: AudioFeatures) -> None:
+        """Gives a judge for which `share_audio_encoder` holds the features of a step's clips."""
+        if isinstance(self._backend, ModelBackend):
+            self._backend.set_audio_features(features)
 
     def close(self) -> None:
         """Cancels the questions that are still waiting to be asked."""

@@ -2,15 +2,21 @@
 
 import collections
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from stepaudio_jax.data import Record, read_records
+from stepaudio_jax.config import JudgeInputs
+from stepaudio_jax.data import Record
+from stepaudio_jax.data.containers.places import absolute_path
+from stepaudio_jax.data.sources.serialization import part_times, serialize_record
 from stepaudio_jax.errors import DataError
+from stepaudio_jax.judge.clips import ClipReader
+from stepaudio_jax.judge.dialogue_records import pair_of_record, read_judged_records
 from stepaudio_jax.judge.judge import Judge
-from stepaudio_jax.judge.pairs import ReplyPair
-from stepaudio_jax.judge.prompt import JudgePrompt
+from stepaudio_jax.judge.pairs import Pair
+from stepaudio_jax.judge.prompt import JudgePrompt, JudgeQuestion
 from stepaudio_jax.judge.verdict import Verdict, comparisons, pair_value, prefers_position
 from stepaudio_jax.storage import (
     PathLike,
@@ -19,19 +25,32 @@ from stepaudio_jax.storage import (
     read_bytes,
     to_path,
 )
+from stepaudio_jax.text import AudioPart, Message
 
 
-def write_judge_data(source: PathLike, output: PathLike, prompt: JudgePrompt) -> int:
+def write_judge_data(
+    source: PathLike, output: PathLike, prompt: JudgePrompt, clips: ClipReader | None = None
+) -> int:
     """Writes the dialogues that a judge is trained on from a file of preferences; returns how many.
 
+    Args:
+        source: records of two replies, or of two dialogues.
+        output: JSONL of dialogues; where the judge hears, they name the clips of the source.
+        prompt: the judge's.
+        clips: reads the clips that the judge hears, to check them; None reads them as
+            `ClipReader()` does.
+
     Raises:
-        DataError: a record cannot be used; nothing is written then.
+        DataError: a record or a clip cannot be used; nothing is written then.
         OutputError: the output is the source, or exists and holds something else.
     """
     check_output_file(output, [source], may_replace=lambda path: True)
-    dialogues = [
-        dialogue for record in read_records(source) for dialogue in judge_dialogues(record, prompt)
-    ]
+    clips = ClipReader() if clips is None else clips
+    dialogues: list[dict[str, Any]] = []
+    for record in read_judged_records(source):
+        dialogues += judge_dialogues(record, prompt)
+        question = prompt.question(record.messages, *pair_of_record(record).sides)
+        question.query(functools.partial(clips, origin=record.origin))
     if not dialogues:
         raise DataError(f"{source}: has no records; give at least one preference")
     text = "".join(json.dumps(dialogue, ensure_ascii=False) + "\n" for dialogue in dialogues)
@@ -53,7 +72,7 @@ def judge_dialogues(record: Record, prompt: JudgePrompt) -> Iterator[dict[str, A
         DataError: the record lacks a reply, a critique or, for its rubric, what each reply meets;
             or its margin is not a level of the scale.
     """
-    pair = _reply_pair(record, says_criteria=prompt.rubric != "ordinal")
+    pair = _checked_pair(record, says_criteria=prompt.rubric != "ordinal")
     highest = prompt.levels // 2
     margin = record.margin if record.margin is not None else max(highest - 1, 1)
     if not 0 <= margin <= highest:
@@ -62,8 +81,9 @@ def judge_dialogues(record: Record, prompt: JudgePrompt) -> Iterator[dict[str, A
             f"{highest}"
         )
     comparison_of_level = {level: text for text, level in comparisons(prompt.levels).items()}
-    better = (pair.reply, record.reference_meets, record.reference_critique)
-    worse = (pair.reference, record.rejected_meets, record.rejected_critique)
+    better_side, worse_side = pair.sides
+    better = (better_side, record.reference_meets, record.reference_critique)
+    worse = (worse_side, record.rejected_meets, record.rejected_critique)
     for suffix, first, second, level in (
         ("a", better, worse, margin),
         ("b", worse, better, -margin),
@@ -82,7 +102,7 @@ def judge_dialogues(record: Record, prompt: JudgePrompt) -> Iterator[dict[str, A
         yield {
             "id": f"{record.id}-{suffix}",
             "source": record.source,
-            "messages": [{"role": "user", "content": question.text}, answer],
+            "messages": [_question_turn(question), answer],
         }
 
 
@@ -102,6 +122,8 @@ class JudgeReport:
             without the pairs with a margin of 0.
         criteria_agreement: share of the rubrics' criteria that it judges right; None without
             rubrics.
+        inputs: what the judge was given of the dialogues' clips.
+        clips: number of different clips that it was given as sound.
     """
 
     pairs: int
@@ -110,6 +132,8 @@ class JudgeReport:
     position_bias: float | None
     calibration: Mapping[float, tuple[float, int]]
     criteria_agreement: float | None
+    inputs: JudgeInputs = "transcripts"
+    clips: int = 0
 
 
 def evaluate_judge(judge: Judge, records: Sequence[Record]) -> JudgeReport:
@@ -122,7 +146,7 @@ def evaluate_judge(judge: Judge, records: Sequence[Record]) -> JudgeReport:
     if not records:
         raise DataError("there are no pairs to ask the judge about; give at least one preference")
     judgements = judge.judge(
-        [_reply_pair(record, says_criteria=judge.says_criteria) for record in records]
+        [_checked_pair(record, says_criteria=judge.says_criteria) for record in records]
     )
     agreement: list[float] = []
     biased: list[bool] = []
@@ -151,23 +175,35 @@ def evaluate_judge(judge: Judge, records: Sequence[Record]) -> JudgeReport:
             for size, agreed in sorted(agreement_by_size.items())
         },
         criteria_agreement=_mean(criteria),
+        inputs=judge.inputs,
+        clips=len({clip for judgement in judgements for clip in judgement.given.clips}),
     )
 
 
-def _reply_pair(record: Record, *, says_criteria: bool) -> ReplyPair:
-    """Returns the record's replies, the better one first.
+def _question_turn(question: JudgeQuestion) -> dict[str, Any]:
+    """Returns a question as a turn in JSON form; clips are named from the root."""
+    if not question.clips:
+        return {"role": "user", "content": question.text}
+    record = Record("", (Message("user", question.parts),), "", "")
+    return serialize_record(record, _clip_keys)["messages"][0]
+
+
+def _clip_keys(part: AudioPart) -> dict[str, Any]:
+    path = part.path if part.path.startswith("data:") else absolute_path(part.path)
+    return {"audio": path, **part_times(part)}
+
+
+def _checked_pair(record: Record, *, says_criteria: bool) -> Pair:
+    """Returns what the judge compares of a record, the better one first.
 
     Args:
-        record: of two replies.
+        record: of two replies or two dialogues.
         says_criteria: whether the judge says of each criterion whether a reply meets it.
 
     Raises:
         DataError: the record lacks a reply, a critique, or what each reply meets of the rubric.
     """
-    if record.reference_reply is None or record.rejected_reply is None:
-        raise DataError(
-            f"{record.origin}: needs a better and a worse reply: 'chosen' and 'rejected'"
-        )
+    pair = pair_of_record(record)
     num_criteria = len(record.rubric)
     if (
         says_criteria
@@ -186,9 +222,7 @@ def _reply_pair(record: Record, *, says_criteria: bool) -> ReplyPair:
             f"{record.origin}: has a critique of one reply; give 'reference_critique' and "
             "'rejected_critique'"
         )
-    return ReplyPair(
-        tuple(record.messages), record.reference_reply, record.rejected_reply, record.rubric
-    )
+    return pair
 
 
 def _criteria_agreement(record: Record, original: Verdict, swapped: Verdict) -> list[bool]:

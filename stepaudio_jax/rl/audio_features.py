@@ -34,6 +34,15 @@ class AudioFeatures:
     by_prompt: list[Float32[np.ndarray, "_C _audio_frames _encoder_hidden"]]
     prompts: list[Prompt]
 
+    @property
+    def by_chunk(self) -> dict[bytes, Float32[np.ndarray, "audio_frames encoder_hidden"]]:
+        """Returns the encoder's output by the digest of each chunk's log-mel, without copies."""
+        return {
+            digest: features
+            for prompt, of_prompt in zip(self.prompts, self.by_prompt, strict=True)
+            for digest, features in zip(prompt.chunk_digests, of_prompt, strict=True)
+        }
+
 
 class AudioFeatureEncoder:
     """Encodes prompts' audio by encoder and adaptor, each a compiled program of one shape.

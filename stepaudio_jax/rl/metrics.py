@@ -5,6 +5,7 @@ The mean reward alone may look healthy while replies degenerate.
 
 import collections
 import contextlib
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -275,6 +276,8 @@ class SampleWriter:
                 "reward": reward.value,
                 "parts": reward.parts,
             }
+            if reward.given is not None:
+                line["judge_given"] = dataclasses.asdict(reward.given)
             if self._has_dialogues:
                 line["end"] = rollout.end
                 line["dialogue"] = [

@@ -20,6 +20,7 @@ from stepaudio_jax.data import Record
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.judge.judge import Judge, Judgement
 from stepaudio_jax.judge.pairs import Continuation, DialoguePair
+from stepaudio_jax.judge.query import JudgeInput
 from stepaudio_jax.judge.verdict import (
     RewardMap,
     preference,
@@ -50,11 +51,13 @@ class Reward:
             failed: the rollout is then left out of the update.
         parts: the reward's parts by name, before their weights.
         is_correct: whether the verifier gave the full score; None without a verifier.
+        given: what the judge was given of the dialogue's clips; None without a judge.
     """
 
     value: float | None
     parts: dict[str, float]
     is_correct: bool | None = None
+    given: JudgeInput | None = None
 
 
 def compute_rewards(
@@ -281,14 +284,16 @@ class RewardFunction:
         if config.overlong_weight:
             penalties = [self._overlong_penalty(turn, config) for turn in rollout.turns]
             parts["overlong"] = _mean(penalties)
+        given = None
         if judgements is not None:
+            given = judgements[0].given if judgements else None
             judged = [
                 self._judged_parts(rollout, judgement)
                 for judgement in judgements
                 if judgement.verdicts is not None
             ]
             if not judged:
-                return Reward(None, parts, is_correct)
+                return Reward(None, parts, is_correct, given)
             parts |= {name: _mean([part[name] for part in judged]) for name in judged[0]}
         value = _weighted_sum(config, parts)
         if not math.isfinite(value):
@@ -297,7 +302,7 @@ class RewardFunction:
                 "rubric's weights huge?",
                 kind="reward",
             )
-        return Reward(value, parts, is_correct)
+        return Reward(value, parts, is_correct, given)
 
     def _overlong_penalty(self, turn: PolicyTurn, config: RewardConfig) -> float:
         max_tokens = self._config.rollout.max_new_tokens

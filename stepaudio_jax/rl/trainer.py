@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.data.checking import DataChecker
+from stepaudio_jax.data.clips import open_clip_cache
 from stepaudio_jax.errors import (
     DataError,
     DivergedError,
@@ -26,6 +27,7 @@ from stepaudio_jax.errors import (
 )
 from stepaudio_jax.generation import Engine, Prompt
 from stepaudio_jax.generation.shardings import decode_mesh, round_up_slots
+from stepaudio_jax.judge.clips import ClipReader
 from stepaudio_jax.judge.judge import make_judge
 from stepaudio_jax.models import Parameters, supports_shared_prefix
 from stepaudio_jax.parallel import BatchPlacement
@@ -294,6 +296,15 @@ class PolicyIteration:
             dtype=config.compute.dtype,
             slices=config.mesh.slices,
             cache=context.run_dir / f"judge_{stage.name}.jsonl",
+            clips=ClipReader(
+                channel=self._data.channel,
+                allow_urls=self._data.allow_urls,
+                clip_cache=open_clip_cache(self._data),
+            ),
+        )
+        self._judge = judge
+        self._judge_shares_features = judge is not None and judge.share_audio_encoder(
+            model, config.compute, start.model_def.params_with_lora(state)
         )
         self._compute_rewards = RewardFunction(self._objective, judge)
         self._user = make_simulated_user(
@@ -478,7 +489,15 @@ class PolicyIteration:
         with timer.phase("rollout"):
             rollouts = self.generate_rollouts(params, examples, features, step, refill=refill)
         with timer.phase("reward"):
+            if self._judge is not None and self._judge_shares_features:
+                spoken = [turn for rollout in rollouts for turn in rollout.user_turns]
+                of_users = AudioFeatures(
+                    [turn.features for turn in spoken], [turn.sound for turn in spoken]
+                )
+                self._judge.set_audio_features(features.by_chunk | of_users.by_chunk)
             rewards = self._compute_rewards(rollouts)
+            if self._judge is not None:
+                self._judge.set_audio_features({})  # they are large, and used once
         return DrawnRollouts(examples, features, rollouts, rewards)
 
     def generate_rollouts(
