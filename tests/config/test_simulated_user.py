@@ -70,7 +70,7 @@ def test_comparisons_without_what_they_need_are_refused(reward, message):
 
 
 def test_a_group_of_one_is_compared_with_nothing():
-    with pytest.raises(ConfigError, match=r"rewards.0.compare_with='group' .* num_generations=1"):
+    with pytest.raises(ConfigError, match=r"rewards.0.compare_with='group' .*num_generations=1"):
         PolicyGradient(
             rollout=RolloutConfig(num_generations=1),
             rewards=(RewardConfig(judge_weight=1.0, compare_with="group"),),

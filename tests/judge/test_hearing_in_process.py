@@ -4,14 +4,20 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from stepaudio_jax.config import ComputeConfig, DataConfig, SourceConfig
 from stepaudio_jax.data.clips import load_clip
+from stepaudio_jax.data.record import Record
 from stepaudio_jax.generation import Engine, LoadedModel, Sampling, build_prompt
 from stepaudio_jax.judge import backends
 from stepaudio_jax.judge.backends import ModelBackend
+from stepaudio_jax.judge.clip_embeddings import encoder_difference
 from stepaudio_jax.judge.clips import ClipReader
+from stepaudio_jax.judge.judge import Judge
+from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.query import Query
 from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.rl.audio_features import AudioFeatureEncoder
@@ -41,7 +47,9 @@ def clips(tmp_path_factory):
 
 def query(*parts):
     """Returns a question of strings and clips, read for the model."""
-    read = functools.partial(ClipReader(length_convention=CONFIG.length_convention), origin="p:1")
+    read = functools.partial(
+        ClipReader(length_convention=CONFIG.length_convention), origin="p:1"
+    )
     text, places = "", []
     for part in parts:
         if isinstance(part, str):
@@ -101,12 +109,7 @@ def whole_outputs():
 def test_answers_follow_the_sound_and_are_those_of_the_engine(model, clips, outputs):
     assert len(set(outputs)) == len(outputs), "each sound has its own answer"
     engine = Engine(
-        CONFIG,
-        model.parameters,
-        BYTES,
-        compute=COMPUTE,
-        slots=1,
-        slot_tokens=CONFIG.decoder.max_positions,
+        CONFIG, model.parameters, BYTES, compute=COMPUTE, slots=1, slot_tokens=CONFIG.decoder.max_positions
     )
     contents = [
         ("Hear ", clips[0], " now"),
