@@ -4,20 +4,14 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from stepaudio_jax.config import ComputeConfig, DataConfig, SourceConfig
 from stepaudio_jax.data.clips import load_clip
-from stepaudio_jax.data.record import Record
 from stepaudio_jax.generation import Engine, LoadedModel, Sampling, build_prompt
 from stepaudio_jax.judge import backends
 from stepaudio_jax.judge.backends import ModelBackend
-from stepaudio_jax.judge.clip_embeddings import encoder_difference
 from stepaudio_jax.judge.clips import ClipReader
-from stepaudio_jax.judge.judge import Judge
-from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.query import Query
 from stepaudio_jax.parallel import make_mesh
 from stepaudio_jax.rl.audio_features import AudioFeatureEncoder

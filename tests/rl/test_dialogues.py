@@ -444,6 +444,7 @@ def test_past_reasoning_stays_where_the_stage_keeps_it(stage, server):
         np.testing.assert_array_equal(rollout.turns[2].prompt_tokens, expected.tokens)
 
 
+@pytest.mark.slow  # another model, and its programs
 def test_a_model_in_the_process_plays_the_user_bit_for_bit(stage, tmp_path):
     options = {"url": None, "model": None, "folder": str(BASE), "max_tokens": 60, "turns": 2}
     first = stage.rollouts(max_failure_rate=1.0, **options)
