@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -266,7 +266,7 @@ class SampleWriter:
         lines = []
         for index in sorted(first_of_group.values())[:_SAMPLES_PER_STEP]:
             rollout, reward = rollouts[index], rewards[index]
-            line = {
+            line: dict[str, Any] = {
                 "id": rollout.record.id,
                 "source": rollout.record.source,
                 "reasoning": rollout.parsed.reasoning,
