@@ -46,6 +46,7 @@ class ClipEmbeddings:
     def set_features(self, features: AudioFeatures) -> None:
         """Replaces the features of another model; see `encoder_difference`."""
         self._features, self._of_features = features, {}
+        self._joined.clear()
 
     def __call__(
         self, engine: Engine, clips: Sequence[Clip]

@@ -58,16 +58,16 @@ def read_judged_records(path: PathLike) -> Iterator[Record]:
 
 
 def is_of_dialogues(value: Any) -> bool:
-    """Returns whether a row has two continuations of its messages, of which one has more turns."""
+    """Returns whether a row has several turns of the assistant's and others behind its messages."""
     if not isinstance(value, Mapping) or not value.get("messages"):
         return False
     sides = [value.get(side) for side in _SIDES]
-    if not all(isinstance(turns, list) and turns for turns in sides):
-        return False
-    return any(len(turns) > 1 for turns in sides if turns) and all(
-        isinstance(turns[0], Mapping) and turns[0].get("role") == "assistant"
+    return any(
+        isinstance(turns, list)
+        and len(turns) > 1
+        and isinstance(turns[0], Mapping)
+        and turns[0].get("role") == "assistant"
         for turns in sides
-        if turns
     )
 
 
@@ -130,8 +130,13 @@ def pair_of_record(record: Record) -> Pair:
 
 def _parse_side(row: Row, side: str) -> Continuation:
     where = f"{row.origin}: {side!r}"
+    turns = row.value.get(side)
+    if not isinstance(turns, list) or not turns:
+        raise DataError(
+            f"{where} must be a list of turns, as the other side is, got {format_json(turns)}"
+        )
     parsed = parse_record(
-        {"messages": row.value[side]},
+        {"messages": turns},
         origin=where,
         folder=row.folder,
         source="",

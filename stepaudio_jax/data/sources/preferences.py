@@ -146,7 +146,8 @@ def _split_last_turn(
     if before:
         raise DataError(
             f"{origin}: {key!r} must be one turn of the assistant's,"
-            " for the dialogue is given beside it"
+            " for the dialogue is given beside it; two dialogues are compared by judges alone"
+            " (launch.judge)"
         )
     return prompt, (reasoning, content)
 
