@@ -30,6 +30,7 @@ class SimulatedUserConfig:
     end: str = "[END]"  # a message that holds this ends the dialogue
     # Of its words; None leaves it to the endpoint, as some models need.
     temperature: float | None = 1.0
+    send_seed: bool = True  # whether an endpoint gets the seed of a draw, which some refuse
     max_tokens: int = 256  # most tokens of a turn, with the reasoning before it
     timeout_s: float = 60.0  # longest silence of the endpoint, in seconds
     retries: int = 4  # after a failed request to the endpoint

@@ -191,7 +191,11 @@ def make_simulated_user(
         cache: a file that keeps the answers.
     """
     backend = make_backend(
-        config, dtype=dtype, slices=slices, temperature=config.temperature, uses_seeds=True
+        config,
+        dtype=dtype,
+        slices=slices,
+        temperature=config.temperature,
+        uses_seeds=config.send_seed,
     )
     if backend is None:
         return None
