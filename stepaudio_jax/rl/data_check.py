@@ -82,5 +82,5 @@ def _check_simulated_user(stage: str, user: SimulatedUserConfig) -> None:
     try:
         UserPrompt(user.prompt, end=user.end)
         check_speech_command(user.speak)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         raise ConfigError(f"stage {stage!r}: objective.rollout.simulated_user: {error}") from None

@@ -19,7 +19,7 @@ from stepaudio_jax.config import PolicyGradient, RewardConfig
 from stepaudio_jax.data import Record
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.judge.judge import Judge, Judgement
-from stepaudio_jax.judge.pairs import Continuation, DialoguePair
+from stepaudio_jax.judge.pairs import DialoguePair
 from stepaudio_jax.judge.query import JudgeInput
 from stepaudio_jax.judge.verdict import (
     RewardMap,
@@ -28,6 +28,7 @@ from stepaudio_jax.judge.verdict import (
     rubric_reward,
 )
 from stepaudio_jax.parallel import broadcast_json
+from stepaudio_jax.rl.comparisons import group_pair, reference_pair, ring_pairs
 from stepaudio_jax.rl.rollouts import PolicyTurn, Rollout
 from stepaudio_jax.rl.verifiers import (
     Verifier,
@@ -36,7 +37,6 @@ from stepaudio_jax.rl.verifiers import (
     format_reward,
     overlong_penalty,
 )
-from stepaudio_jax.text import Message, TextPart
 
 _ASYNC_CALLS = 64  # of an async verifier at the same time
 _TOLERANCE = 1e-6  # of a verifier's score beyond 0 and 1, such as the rounding of a sum
@@ -199,7 +199,7 @@ class RewardFunction:
         pairs = [
             self._reference_pair(rollouts[first])
             if second is None
-            else _group_pair(rollouts[first], rollouts[second])
+            else group_pair(rollouts[first], rollouts[second])
             for first, second in compared
         ]
         results = self._judge.judge(pairs) if pairs else []
@@ -213,13 +213,8 @@ class RewardFunction:
         return judgements
 
     def _reference_pair(self, rollout: Rollout) -> DialoguePair:
-        """Returns the comparison of a rollout with its record's reference."""
-        record = rollout.record
-        reference = record.reference_continuation
-        if not self._config.rollout.simulated_user.enabled:
-            assert record.reference_reply is not None
-            reference = (Message("assistant", (TextPart(record.reference_reply),)),)
-        return _pair(record, rollout.continuation, reference)
+        has_turns = self._config.rollout.simulated_user.enabled
+        return reference_pair(rollout, is_continuation=has_turns)
 
     def _is_judged(self, rollout: Rollout) -> bool:
         if not self._config.rewards or rollout.end == "failed":
@@ -399,38 +394,5 @@ def _weighted_sum(config: RewardConfig, parts: dict[str, float]) -> float:
     )
 
 
-def ring_pairs(indices: Sequence[int], opponents: int | None) -> list[tuple[int, int]]:
-    """Returns which rollouts of a prompt are compared, each two of them at most once.
-
-    Args:
-        indices: of the rollouts.
-        opponents: each is compared with so many that follow it in a ring; None: with all others.
-    """
-    size = len(indices)
-    reach = size - 1 if opponents is None else min(opponents, size - 1)
-    pairs: dict[frozenset[int], tuple[int, int]] = {}
-    for step in range(1, reach + 1):
-        for place, first in enumerate(indices):
-            second = indices[(place + step) % size]
-            pairs.setdefault(frozenset((first, second)), (first, second))
-    return list(pairs.values())
-
-
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _group_pair(rollout: Rollout, other: Rollout) -> DialoguePair:
-    """Returns the comparison of two rollouts of one prompt."""
-    return _pair(rollout.record, rollout.continuation, other.continuation)
-
-
-def _pair(record: Record, ours: Sequence[Message], theirs: Sequence[Message]) -> DialoguePair:
-    """Returns the comparison of two ways in which a record's dialogue goes on."""
-    return DialoguePair(
-        tuple(record.messages),
-        Continuation(tuple(ours)),
-        Continuation(tuple(theirs)),
-        record.rubric,
-        record.origin,
-    )

@@ -17,8 +17,9 @@ from stepaudio_jax.errors import DataError
 from stepaudio_jax.generation import Prompt
 from stepaudio_jax.judge.judge import Judge
 from stepaudio_jax.judge.prompt import JudgePrompt
+from stepaudio_jax.rl.comparisons import ring_pairs
 from stepaudio_jax.rl.metrics import rollout_metrics
-from stepaudio_jax.rl.rewards import RewardFunction, ring_pairs
+from stepaudio_jax.rl.rewards import RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, UserTurn
 from stepaudio_jax.text import AudioPart, Message, ParsedReply, TextPart
 from tests.generation.small_model import BYTES

@@ -164,10 +164,10 @@ def written(stage, server):
 
 def same(ours, theirs):
     return all(
-        [turn.message for turn in one.user_turns] == [turn.message for turn in other.user_turns]
-        and np.array_equal(one.completion_tokens, other.completion_tokens)
-        and np.array_equal(one.sampler_logprobs, other.sampler_logprobs)
-        for one, other in zip(ours, theirs, strict=True)
+        [turn.message for turn in first.user_turns] == [turn.message for turn in other.user_turns]
+        and np.array_equal(first.completion_tokens, other.completion_tokens)
+        and np.array_equal(first.sampler_logprobs, other.sampler_logprobs)
+        for first, other in zip(ours, theirs, strict=True)
     )
 
 
@@ -240,7 +240,7 @@ def test_a_rows_clips_are_those_of_its_own_dialogue(spoken):
     is_target = packed.scatter(
         [np.ones(len(rollout.completion_tokens), np.float32) for rollout in spoken]
     )
-    found = []
+    sequences = []
     for row in range(packed.num_rows):
         for segment in np.unique(batch.segment_ids[row][is_target[row] > 0]):
             here = batch.segment_ids[row] == segment
@@ -250,7 +250,7 @@ def test_a_rows_clips_are_those_of_its_own_dialogue(spoken):
             chunks = dict.fromkeys(int(index) // per_chunk for index in indices if index >= 0)
             heard = [float(batch.features[row, chunk, 0, 0]) for chunk in chunks]
             targets = batch.targets[row][here & (is_target[row] > 0)]
-            found.append((heard, targets.tolist()))
+            sequences.append((heard, targets.tolist()))
     expected = [
         (
             [7.0] * (number >= 2) + [100.0 * number + index for index in range(1, turn + 1)],
@@ -259,7 +259,7 @@ def test_a_rows_clips_are_those_of_its_own_dialogue(spoken):
         for number, rollout in enumerate(spoken)
         for turn, reply in enumerate(rollout.turns)
     ]
-    assert sorted(found) == sorted(expected)
+    assert sorted(sequences) == sorted(expected)
 
 
 def test_loss_is_on_all_of_the_policys_tokens_and_on_no_others(written):

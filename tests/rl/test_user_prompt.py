@@ -96,6 +96,7 @@ def test_instructions_of_ones_own_may_leave_out_fields(tmp_path):
         ({"speak": ("cat -n",)}, r"there is no program 'cat -n'.*no shell splits them"),
         ({"api_key_env": "NO_SUCH_KEY"}, r"NO_SUCH_KEY holds no key"),
         ({"prompt": "{prompts}"}, r"simulated_user: .*write a brace|has the field"),
+        ({"prompt": "no/such/file"}, r"simulated_user: .*no/such/file"),
         ({"url": None, "model": None, "folder": "{folder}"}, r"has no config\.json"),
     ],
 )
