@@ -203,6 +203,16 @@ class ModelBackend:
         if not prompts:
             return
         engine = self._engine_for(list(prompts.values()))
+        try:
+            yield from self._answer(engine, queries, prompts)
+        finally:
+            if engine.busy:  # an error, or nobody wants the rest: the next call begins anew
+                self._engine = None
+
+    def _answer(
+        self, engine: Engine, queries: Sequence[Query], prompts: dict[int, Prompt]
+    ) -> Iterator[tuple[int, JudgeAnswer | JudgeError]]:
+        """Yields (index, answer) of the prompts, which are removed as they are begun."""
         waiting = collections.deque(prompts)
         index_of_request: dict[int, int] = {}
         while waiting or engine.busy:

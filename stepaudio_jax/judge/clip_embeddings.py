@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Float32
 from numpy.typing import NDArray
 
@@ -15,6 +16,7 @@ from stepaudio_jax.generation.bounded_cache import BoundedCache
 from stepaudio_jax.generation.prompts import clip_features, digest_chunk
 from stepaudio_jax.judge.query import Clip
 from stepaudio_jax.models import Parameters
+from stepaudio_jax.parallel import replicated
 
 MAX_EMBEDDING_BYTES = 2**28  # of clips that the judge has encoded for itself
 
@@ -30,6 +32,9 @@ class ClipEmbeddings:
 
     Args:
         model: the judge.
+
+    Attributes:
+        num_encoded: number of chunks that the judge has encoded for itself.
     """
 
     def __init__(self, model: LoadedModel):
@@ -116,16 +121,21 @@ def encoder_difference(
     ):
         return "its encoder has other parameters"
     for their, our in zip(theirs, ours, strict=True):
-        # One array at a time is copied to where the other one lies.
-        if not bool(_equal(their, jax.device_put(our, their.sharding))):
+        if not _is_equal(their, our):
             return "its encoder has other weights"
     return ""
 
 
-@jax.jit
-def _equal(their: jax.Array, our: jax.Array) -> jax.Array:
+def _is_equal(their: jax.Array, our: jax.Array) -> bool:
     """Returns whether an array has the same values in the dtype of the other one."""
-    return jnp.array_equal(their.astype(our.dtype), our)
+    sharding = their.sharding
+    everywhere = replicated(sharding.mesh) if isinstance(sharding, NamedSharding) else None
+
+    def equal(their: jax.Array, our: jax.Array) -> jax.Array:
+        return jnp.array_equal(their.astype(our.dtype), our)
+
+    # One array at a time is copied to where the other one lies.
+    return bool(jax.jit(equal, out_shardings=everywhere)(their, jax.device_put(our, sharding)))
 
 
 def _join(

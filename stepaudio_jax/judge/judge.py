@@ -20,7 +20,7 @@ from stepaudio_jax.config import (
     JudgeInputs,
     ModelConfig,
 )
-from stepaudio_jax.errors import ConfigError, JudgeError
+from stepaudio_jax.errors import ConfigError, DataError, JudgeError
 from stepaudio_jax.judge.backends import (
     BatchJudgeBackend,
     JudgeBackend,
@@ -323,7 +323,7 @@ class AnswerSource:
         if jax.process_index() == 0:
             try:
                 result = "", *self._collect(questions, backend, on_answer)
-            except (OSError, ConfigError) as error:
+            except (OSError, ConfigError, DataError) as error:
                 result = str(error), {}, {}
         problem, failures, answers = broadcast_json(result)
         if problem:

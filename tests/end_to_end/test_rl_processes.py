@@ -60,19 +60,20 @@ def alone(folder):
     return run_on(folder, "alone", 1, 1, ["--config.mesh.fsdp=1"])
 
 
-def test_a_model_judge_judges_in_two_processes_as_in_one(folder):
+@pytest.mark.parametrize("inputs", ["transcripts", "audio"])
+def test_a_model_judge_judges_in_two_processes_as_in_one(folder, inputs):
     judge = (
         'folder="models/tiny_judge", prompt="configs/tiny_judge.txt", preference_levels=3, '
-        "max_tokens=96, slots=4, max_abstention_rate=1.0"
+        f'max_tokens=96, slots=4, max_abstention_rate=1.0, inputs="{inputs}"'
     )
     config = CONFIG.format(folder=str(folder), url="http://unused", steps=1)
     replaced = config.replace("url='http://unused', model=\"judge\", api_key_env=None", judge)
     assert judge in replaced
     (folder / "own.py").write_text(replaced, encoding="utf-8")
-    lines = []
+    lines, asked = [], []
     for name, processes, devices, mesh in (
-        ("own_one", 1, 1, []),
-        ("own_two", 2, 2, ["--config.mesh.data=2"]),
+        (f"one_{inputs}", 1, 1, []),
+        (f"two_{inputs}", 2, 2, ["--config.mesh.data=2"]),
     ):
         train_in_processes(
             processes,
@@ -80,7 +81,13 @@ def test_a_model_judge_judges_in_two_processes_as_in_one(folder):
             [f"--config={folder / 'own.py'}", f"--config.run_dir={folder / name}", *mesh],
         )
         lines += metrics(folder / name)
+        answers = map(json.loads, (folder / name / "judge_rlvr.jsonl").open())
+        asked.append({answer["key"]: answer["given"] for answer in answers})
+    assert asked[0] == asked[1]
+    assert any(given["clips"] for given in asked[0].values()) == (inputs == "audio")
     one, two = lines
+    if inputs == "audio":  # this judge was trained on text: what it says of sound is noise
+        return
     assert one["abstained"] == two["abstained"] < 1
     assert two["reward"] == pytest.approx(one["reward"], abs=1e-6)
     assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-5)
