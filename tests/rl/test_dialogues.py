@@ -67,6 +67,8 @@ class Stage:
         self.encode = AudioFeatureEncoder(model.config, FLOAT32, DATA, make_mesh(MeshConfig()))
         prompts = [self.prompt(record.messages) for record in self.records]
         self.features = self.encode(model.parameters, prompts)
+        module = nnx.merge(abstract_model(model.config, FLOAT32)[0], model.parameters)
+        self._logprobs = jax.jit(lambda batch: token_logprobs(module, batch, 1.0)[0])
         self.engine = Engine(
             model.config,
             model.parameters,
@@ -130,11 +132,9 @@ class Stage:
 
     def logprobs(self, rollouts, shared):
         """Computes the trainer's log-probabilities of what the policy wrote."""
-        module = nnx.merge(abstract_model(base().config, FLOAT32)[0], base().parameters)
         packed = PackedRollouts(rollouts, DATA, shared=shared)
         batch = packed.batch(self.features.by_prompt, self.tokenizer.special.pad)
-        logprobs = jax.jit(lambda batch: token_logprobs(module, batch, 1.0)[0])(batch)
-        return packed.gather(np.asarray(logprobs))
+        return packed.gather(np.asarray(self._logprobs(batch)))
 
 
 @pytest.fixture(scope="module")
