@@ -241,10 +241,12 @@ class StageConfig:
                 "are computed once a step"
             )
         user = objective.rollout.simulated_user
-        if user.speak and not self.data.audio_chunks_per_seq:
+        if user.speak and self.data.audio_chunks_per_seq < user.turns - 1:
             raise ConfigError(
-                "objective.rollout.simulated_user.speak gives the user a voice, and "
-                "data.audio_chunks_per_seq=0 leaves no audio: raise it, or leave out speak"
+                "objective.rollout.simulated_user.speak gives the user a voice for "
+                f"{user.turns - 1} turns of a dialogue, which need a chunk each besides the "
+                f"record's, and data.audio_chunks_per_seq={self.data.audio_chunks_per_seq}: raise it, or leave "
+                "out speak"
             )
         if self.evaluation.enabled or self.gradient_accumulation_steps > 1:
             raise ConfigError(

@@ -124,7 +124,7 @@ class DialogueGenerator:
             SimulatedUserError: the user failed in too many dialogues, or cannot be asked.
         """
         count = self._config.num_generations
-        problems: list[str] = []
+        problems: dict[Query, str] = {}
         seeds = [
             [derive_seed(seed, group, sample) for sample in range(count)]
             for group in range(len(prompts))
@@ -174,22 +174,23 @@ class DialogueGenerator:
         return self._user.query(rollout.record, rollout.continuation, turn_seed)
 
     def _with_user_turns(
-        self, dialogues: Sequence[_OpenDialogue], seed: int, problems: list[str]
+        self, dialogues: Sequence[_OpenDialogue], seed: int, problems: dict[Query, str]
     ) -> Iterator[_Extension | tuple[int, Rollout]]:
         """Yields each dialogue with the user's next turn, or (index, rollout) where it ends.
 
         Args:
             dialogues: those that go on.
             seed: of the step.
-            problems: gets a line for each dialogue in which the user failed.
+            problems: gets a line for each dialogue in which the user failed, by the question.
         """
-        answers = self._user.answers([self._query(dialogue, seed) for dialogue in dialogues])
+        queries = [self._query(dialogue, seed) for dialogue in dialogues]
+        answers = self._user.answers(queries)
         words = [answer.text for answer in answers if answer.kind == "words"]
         spoken: list[AudioPart | SimulatedUserError | TextPart] = [*map(TextPart, words)]
         if self._speech is not None:
             spoken = [*self._speech.speak_all(words)]
         parts = iter(spoken)
-        for dialogue, answer in zip(dialogues, answers, strict=True):
+        for dialogue, query, answer in zip(dialogues, queries, answers, strict=True):
             end: DialogueEnd = "user" if answer.kind == "end" else "failed"
             problem = answer.text
             if answer.kind == "words":
@@ -211,7 +212,7 @@ class DialogueGenerator:
                     yield extension
                     continue
             if end == "failed":
-                problems.append(f"{dialogue.rollout.record.origin}: {problem}")
+                problems[query] = f"{dialogue.rollout.record.origin}: {problem}"
             yield dialogue.index, dataclasses.replace(dialogue.rollout, end=end)
 
     def _extend(self, dialogue: _OpenDialogue, message: Message) -> _Extension:

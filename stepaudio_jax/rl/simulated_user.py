@@ -113,7 +113,6 @@ class SimulatedUser:
     def __init__(self, source: AnswerSource, config: SimulatedUserConfig):
         self._source, self._config = source, config
         self._prompt = UserPrompt(config.prompt, end=config.end)
-        self._unusable: list[Query] = []  # whose answers are asked for again after an error
 
     def query(self, record: Record, continuation: Sequence[Message], seed: int) -> Query:
         """Returns the question for the next words; see `UserPrompt.query`."""
@@ -133,17 +132,13 @@ class SimulatedUser:
             answers = self._source.answers(queries)
         except JudgeError as error:  # it says that the simulated user cannot be asked
             raise SimulatedUserError(str(error)) from None
-        read = [self._read(answer) for answer in answers]
-        self._unusable += [
-            query for query, answer in zip(queries, read, strict=True) if answer.kind == "failed"
-        ]
-        return read
+        return [self._read(answer) for answer in answers]
 
-    def check_failures(self, problems: Sequence[str], dialogues: int) -> None:
+    def check_failures(self, problems: Mapping[Query, str], dialogues: int) -> None:
         """Checks that not too many dialogues of a step have failed.
 
         Args:
-            problems: why, of each that has.
+            problems: {question: why its dialogue has failed}.
             dialogues: how many there are.
 
         Raises:
@@ -152,11 +147,11 @@ class SimulatedUser:
         """
         if len(problems) <= self._config.max_failure_rate * dialogues:
             return
-        self._source.forget(self._unusable)
+        self._source.forget(list(problems))
         raise SimulatedUserError(
             f"the simulated user {self._source.name} failed in {len(problems)} of {dialogues} "
             f"dialogues, more than max_failure_rate={self._config.max_failure_rate:g} allows; the "
-            f"first one: {problems[0]}"
+            f"first one: {next(iter(problems.values()))}"
         )
 
     def close(self) -> None:

@@ -79,13 +79,14 @@ def test_a_group_of_one_is_compared_with_nothing():
         )
 
 
-def test_a_voice_without_room_for_audio_is_refused():
+@pytest.mark.parametrize("chunks", [0, 1])
+def test_a_voice_without_room_for_audio_is_refused(chunks):
     user = SimulatedUserConfig(**URL, speak=("say",))
-    with pytest.raises(ConfigError, match=r"simulated_user\.speak gives the user a voice"):
+    with pytest.raises(ConfigError, match=rf"\.speak gives .* for 2 turns .*_per_seq={chunks}:"):
         StageConfig(
             name="p",
             steps=1,
-            data=DataConfig(sources=(SourceConfig(path="a"),), audio_chunks_per_seq=0),
+            data=DataConfig(sources=(SourceConfig(path="a"),), audio_chunks_per_seq=chunks),
             objective=PolicyGradient(
                 rollout=RolloutConfig(simulated_user=user),
                 rewards=(RewardConfig(format_weight=1.0),),

@@ -347,6 +347,21 @@ def test_answers_are_kept_and_a_repeated_step_has_the_same_words(stage, tmp_path
         server.close()
 
 
+def test_a_user_that_was_mended_is_asked_again(stage, tmp_path):
+    """Empty words were an answer too, and must not stay in the file."""
+    words = {"text": ""}
+    server = user_server(lambda body: words["text"])
+    try:
+        with pytest.raises(SimulatedUserError, match=r"failed in 4 of 4 .*it wrote nothing"):
+            stage.rollouts(server.url, cache=tmp_path / "user.jsonl")
+        words["text"] = "What is 1 plus 3?"
+        rollouts = stage.rollouts(server.url, cache=tmp_path / "user.jsonl", turns=2)
+        assert len(server.requests) == 8
+    finally:
+        server.close()
+    assert all(rollout.user_turns for rollout in rollouts)
+
+
 def test_dialogues_end_by_the_user_by_length_and_without_words(stage):
     def write(body):
         turn = sum(message["role"] == "assistant" for message in body["messages"])
