@@ -245,8 +245,8 @@ class StageConfig:
             raise ConfigError(
                 "objective.rollout.simulated_user.speak gives the user a voice for "
                 f"{user.turns - 1} turns of a dialogue, which need a chunk each besides the "
-                f"record's, and data.audio_chunks_per_seq={self.data.audio_chunks_per_seq}: raise it, or leave "
-                "out speak"
+                f"record's, and data.audio_chunks_per_seq={self.data.audio_chunks_per_seq}: raise "
+                "it, or leave out speak"
             )
         if self.evaluation.enabled or self.gradient_accumulation_steps > 1:
             raise ConfigError(
