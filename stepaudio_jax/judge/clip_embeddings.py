@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float32
 from numpy.typing import NDArray
 
@@ -16,7 +16,6 @@ from stepaudio_jax.generation.bounded_cache import BoundedCache
 from stepaudio_jax.generation.prompts import clip_features, digest_chunk
 from stepaudio_jax.judge.query import Clip
 from stepaudio_jax.models import Parameters
-from stepaudio_jax.parallel import replicated
 
 MAX_EMBEDDING_BYTES = 2**28  # of clips that the judge has encoded for itself
 
@@ -129,13 +128,16 @@ def encoder_difference(
 def _is_equal(their: jax.Array, our: jax.Array) -> bool:
     """Returns whether an array has the same values in the dtype of the other one."""
     sharding = their.sharding
-    everywhere = replicated(sharding.mesh) if isinstance(sharding, NamedSharding) else None
-
-    def equal(their: jax.Array, our: jax.Array) -> jax.Array:
-        return jnp.array_equal(their.astype(our.dtype), our)
-
+    everywhere = None
+    if isinstance(sharding, NamedSharding):
+        everywhere = NamedSharding(sharding.mesh, PartitionSpec())
     # One array at a time is copied to where the other one lies.
-    return bool(jax.jit(equal, out_shardings=everywhere)(their, jax.device_put(our, sharding)))
+    compare = jax.jit(_equal, out_shardings=everywhere)
+    return bool(compare(their, jax.device_put(our, sharding)))
+
+
+def _equal(their: jax.Array, our: jax.Array) -> jax.Array:
+    return jnp.array_equal(their.astype(our.dtype), our)
 
 
 def _join(
