@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +19,8 @@ from stepaudio_jax.text import AudioPart
 
 OUTPUT = "{output}"
 MAX_SOUND_BYTES = 64 * 2**20
+_MAX_MESSAGE_BYTES = 2**16  # of what a program that fails says
+_POLL_S = 0.05
 
 
 class SpeechCommand:
@@ -52,32 +55,25 @@ class SpeechCommand:
         """Returns the content of the sound file that the command makes of a text.
 
         Raises:
-            SimulatedUserError: it cannot be started, fails, takes too long or makes nothing.
+            SimulatedUserError: it cannot be started, fails, takes too long, or makes nothing or too
+                much.
         """
-        name = self._command[0]
         with tempfile.TemporaryDirectory(prefix="stepaudio-speech-") as folder:
             path = os.path.join(folder, "speech.wav")
             arguments = [argument.replace(OUTPUT, path) for argument in self._command]
-            # Programs that read line by line speak one line.
-            words = f"{' '.join(text.split())}\n".encode(errors="replace")
-            output = _run(arguments, words, self._timeout_s)
-            if arguments == list(self._command):
-                sound = output
-            else:
-                try:
-                    with open(path, "rb") as file:
-                        sound = file.read(MAX_SOUND_BYTES + 1)
-                except OSError as error:
-                    raise SimulatedUserError(
-                        f"speak: {name} ended, and wrote no file to {OUTPUT} ({error.strerror})"
-                    ) from None
+            standard_output = _run(arguments, text, folder, self._timeout_s)
+            is_file = arguments != list(self._command)
+            source = path if is_file else standard_output
+            try:
+                with open(source, "rb") as file:
+                    sound = file.read()
+            except OSError as error:
+                raise SimulatedUserError(
+                    f"speak: {arguments[0]} ended, and wrote no file to {OUTPUT} ({error.strerror})"
+                ) from None
         if not sound:
-            wanted = "the file {output}" if arguments != list(self._command) else "its output"
-            raise SimulatedUserError(f"speak: {name} ended, and {wanted} is empty")
-        if len(sound) > MAX_SOUND_BYTES:
-            raise SimulatedUserError(
-                f"speak: {name} made a sound file of more than {MAX_SOUND_BYTES} bytes"
-            )
+            wanted = f"the file {OUTPUT}" if is_file else "its output"
+            raise SimulatedUserError(f"speak: {arguments[0]} ended, and {wanted} is empty")
         return sound
 
     def _encoded(self, text: str) -> list[str]:
@@ -104,35 +100,63 @@ def check_speech_command(command: Sequence[str]) -> None:
         )
 
 
-def _run(arguments: Sequence[str], words: bytes, timeout_s: float) -> bytes:
-    """Runs a command to its end, and returns its standard output.
+def _run(arguments: Sequence[str], text: str, folder: str, timeout_s: float) -> str:
+    """Runs a command to its end, and returns the path of its standard output.
+
+    It reads and writes files, so that what it starts, and leaves behind, holds nothing up.
+
+    Args:
+        arguments: the program and its arguments.
+        text: on its standard input.
+        folder: an empty one, for the files.
+        timeout_s: longest time, in seconds.
 
     Raises:
-        SimulatedUserError: it cannot be started, fails or takes too long.
+        SimulatedUserError: it cannot be started, fails, takes too long or writes too much.
     """
-    name = arguments[0]
-    try:
-        process = subprocess.Popen(
-            arguments,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise SimulatedUserError(f"speak: {name} cannot be run ({error.strerror})") from None
-    with process:
+    name, deadline = arguments[0], time.monotonic() + timeout_s
+    paths = [os.path.join(folder, file) for file in ("words", "output", "errors")]
+    with open(paths[0], "wb") as words:
+        # Programs that read line by line speak one line.
+        words.write(f"{' '.join(text.split())}\n".encode(errors="replace"))
+    with open(paths[0], "rb") as words, open(paths[1], "wb") as out, open(paths[2], "wb") as errors:
         try:
-            output, errors = process.communicate(words, timeout=timeout_s)
+            process = subprocess.Popen(
+                arguments, stdin=words, stdout=out, stderr=errors, start_new_session=True
+            )
+        except OSError as error:
+            raise SimulatedUserError(f"speak: {name} cannot be run ({error.strerror})") from None
+    problem = ""
+    while not problem:
+        try:
+            process.wait(timeout=min(_POLL_S, timeout_s))
         except subprocess.TimeoutExpired:
-            # What it has started may hold its output open: all of them end.
-            os.killpg(process.pid, signal.SIGKILL)
-            raise SimulatedUserError(
-                f"speak: {name} took longer than speak_timeout_s={timeout_s:g}"
-            ) from None
-    if process.returncode != 0:
-        message = truncate_words(" ".join(errors.decode(errors="replace").split()) or "nothing")
-        raise SimulatedUserError(
-            f"speak: {name} ended with the exit code {process.returncode}; it said: {message}"
-        )
-    return output
+            pass
+        else:
+            break
+        if time.monotonic() > deadline:
+            problem = f"took longer than speak_timeout_s={timeout_s:g}"
+        elif _size(folder) > MAX_SOUND_BYTES:
+            problem = f"wrote more than {MAX_SOUND_BYTES} bytes"
+    if problem:
+        os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+        process.wait()
+    elif _size(folder) > MAX_SOUND_BYTES:
+        problem = f"wrote more than {MAX_SOUND_BYTES} bytes"
+    elif process.returncode != 0:
+        with open(paths[2], "rb") as file:
+            message = file.read(_MAX_MESSAGE_BYTES).decode(errors="replace")
+        said = truncate_words(" ".join(message.split()) or "nothing")
+        problem = f"ended with the exit code {process.returncode}; it said: {said}"
+    if problem:
+        raise SimulatedUserError(f"speak: {name} {problem}")
+    return paths[1]
+
+
+def _size(folder: str) -> int:
+    """Returns the bytes of the largest file of a folder; 0 if the command has removed it."""
+    try:
+        with os.scandir(folder) as entries:
+            return max((entry.stat().st_size for entry in entries), default=0)
+    except FileNotFoundError:
+        return 0

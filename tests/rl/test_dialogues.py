@@ -410,6 +410,8 @@ def test_a_dialogue_that_does_not_fit_a_row_ends_before_the_users_turn(stage):
             None,
             r"file:1: speak: false ended with the exit code 1; it said: nothing",
         ),
+        ({"speak": ("yes",)}, None, r"speak: yes wrote more than 67108864 bytes"),
+        ({"speak": ("true", "{output}")}, None, r"wrote no file to \{output\} \(No such file"),
         ({"speak": ("true",)}, None, r"speak: true ended, and its output is empty"),
         ({"speak": ("cp", "/dev/null", "{output}")}, None, r"the file \{output\} is empty"),
         ({"speak": ("echo", "no sound")}, None, r"the sound of its words cannot be used, it "),
