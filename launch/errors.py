@@ -23,9 +23,9 @@ def exit_on_error(on_interrupt: str | Callable[[], str] = "") -> Iterator[None]:
     """Turns what ends a program into one line on standard error and an exit code.
 
     2 for a user's mistake, 75 for a run that was told to stop and has saved everything, 3 for one
-    that diverged or whose judge gave too few verdicts, and 130 for Ctrl-C, also where it let a run
-    save first. Where nobody reads what is printed any more, as behind `| head`, it is 141 and
-    nothing is said. Any other error keeps its traceback.
+    that diverged or whose judge or simulated user failed too often, and 130 for Ctrl-C, also where
+    it let a run save first. Where nobody reads what is printed any more, as behind `| head`, it is
+    141 and nothing is said. Any other error keeps its traceback.
 
     Args:
         on_interrupt: what is printed at Ctrl-C, or a function that returns it: what is kept, and

@@ -140,6 +140,10 @@ class JudgeError(RunError):
     """A judge could not be asked, after all retries; or too many of its answers are of no use."""
 
 
+class SimulatedUserError(RunError):
+    """A simulated user could not be asked, or too many of its words did not come."""
+
+
 class DivergedError(RunError):
     """Loss or gradient were not finite for too many steps in a row; the diagnosis is saved."""
 

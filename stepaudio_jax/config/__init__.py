@@ -45,6 +45,7 @@ from stepaudio_jax.config.run import (
     RematName,
 )
 from stepaudio_jax.config.sharding import MESH_AXES, MeshAxis, MeshConfig, ShardingRules
+from stepaudio_jax.config.simulated_user import SimulatedUserConfig
 from stepaudio_jax.config.stage import (
     EvaluationConfig,
     LoRAConfig,
@@ -92,6 +93,7 @@ __all__ = [
     "RolloutConfig",
     "RubricUse",
     "ShardingRules",
+    "SimulatedUserConfig",
     "SourceConfig",
     "StageConfig",
     "build",

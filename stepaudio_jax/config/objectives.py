@@ -17,6 +17,7 @@ from stepaudio_jax.config.checks import (
     expand_paths,
 )
 from stepaudio_jax.config.rewards import JudgeConfig, RewardConfig
+from stepaudio_jax.config.simulated_user import SimulatedUserConfig
 from stepaudio_jax.errors import ConfigError
 
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
@@ -112,6 +113,8 @@ class RolloutConfig:
     tensor: int = 1
     # Dtype of the KV cache; None: that of the computation.
     cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None
+    # Answers the policy's replies, which it answers in turn: rollouts of several turns.
+    simulated_user: SimulatedUserConfig = SimulatedUserConfig()
 
     def __post_init__(self) -> None:
         check_floats(self)
@@ -350,7 +353,12 @@ class PolicyGradient:
                 "set judge.folder, or judge.url and judge.model"
             )
         max_new_tokens = self.rollout.max_new_tokens
-        for reward in self.rewards:
+        for index, reward in enumerate(self.rewards):
+            if reward.compare_with == "group" and self.rollout.num_generations == 1:
+                raise ConfigError(
+                    f"rewards.{index}.compare_with='group' compares the rollouts of a prompt, and "
+                    "rollout.num_generations=1: set it to 2 or more"
+                )
             start = reward.overlong_penalty_start
             if reward.overlong_weight and not 0 <= start < max_new_tokens:
                 raise ConfigError(

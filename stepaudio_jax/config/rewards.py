@@ -29,6 +29,11 @@ class RewardConfig:
     # Weight of the judge's preference over the reference reply, or of the record's rubric if it has
     # one.
     judge_weight: float = 0.0
+    # What the judge compares a rollout with: the record's reference, or the other rollouts of its
+    # prompt, with a mean over them.
+    compare_with: Literal["reference", "group"] = "reference"
+    # Of "group": how many other rollouts, the next ones in a ring; None: all others.
+    group_opponents: int | None = None
     overlong_weight: float = 0.0  # weight of the length penalty (DAPO: Yu et al. 2025, eq. 13)
     # Reply length in tokens from which the penalty grows, up to 1 at rollout.max_new_tokens.
     overlong_penalty_start: int = 0
@@ -40,11 +45,27 @@ class RewardConfig:
         check_not_negative(self, "verifier_weight", "format_weight", "judge_weight")
         check_not_negative(self, "overlong_weight")
         check_positive(self, "scale")
+        self._check_comparison()
         if not self.verifier_weight + self.format_weight + self.judge_weight > 0:
             raise ConfigError(
                 "no part of the reward has a weight: set verifier_weight, format_weight or "
                 "judge_weight"
             )
+
+    def _check_comparison(self) -> None:
+        """Checks that what says how the judge compares is for a judge."""
+        if self.compare_with == "group" and not self.judge_weight:
+            raise ConfigError(
+                "compare_with='group' is for the judge, and judge_weight=0: give it a weight"
+            )
+        if self.group_opponents is None:
+            return
+        if self.compare_with != "group":
+            raise ConfigError(
+                f"group_opponents={self.group_opponents} is for compare_with='group', and it is "
+                f"{self.compare_with!r}: leave it out"
+            )
+        check_positive(self, "group_opponents")
 
 
 RubricUse = Literal["criteria", "ordinal", "both"]

@@ -240,6 +240,14 @@ class StageConfig:
                 "trainable names the encoder, which policy_gradient keeps frozen: its features "
                 "are computed once a step"
             )
+        user = objective.rollout.simulated_user
+        if user.speak and self.data.audio_chunks_per_seq < user.turns - 1:
+            raise ConfigError(
+                "objective.rollout.simulated_user.speak gives the user a voice for "
+                f"{user.turns - 1} turns of a dialogue, which need a chunk each besides the "
+                f"record's, and data.audio_chunks_per_seq={self.data.audio_chunks_per_seq}: raise "
+                "it, or leave out speak"
+            )
         if self.evaluation.enabled or self.gradient_accumulation_steps > 1:
             raise ConfigError(
                 "evaluation.data and gradient_accumulation_steps are for objective=next_token; "

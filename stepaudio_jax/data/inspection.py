@@ -291,7 +291,7 @@ def _texts(record: Record) -> Iterator[tuple[str, str]]:
         for part in message.audio:
             if part.transcript:
                 yield "transcript", part.transcript
-    for field in ("reference_reply", "rejected_reply", "answer"):
+    for field in ("reference_reply", "rejected_reply", "answer", "scenario"):
         if value := getattr(record, field):
             yield field, value
     for criterion in record.rubric:

@@ -54,6 +54,10 @@ class Record:
         reference_critique, rejected_critique: a critique of that reply, written before the replies
             are compared.
         answer: what a verifier compares a reply with.
+        scenario: who the user is and what they want, for a simulated user; the model never reads
+            it.
+        reference_continuation: a good way in which the dialogue goes on, the assistant's turns and
+            the user's in text.
         label: whether the dialogue's last reply is a good one; None if that is not said.
         sampling: its own sampling settings (see `generation.Sampling`).
         annotations: what people said of the two replies, each with a verdict of their own.
@@ -74,6 +78,8 @@ class Record:
     reference_critique: str | None = None
     rejected_critique: str | None = None
     answer: str | None = None
+    scenario: str | None = None
+    reference_continuation: tuple[Message, ...] = ()
     label: bool | None = None
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     annotations: tuple[Annotation, ...] = ()
@@ -232,7 +238,7 @@ class PreparedRecord:
 
 def split_obstacle(record: Record) -> str | None:
     """Returns why a dialogue that is too long cannot be split at times; None if it can."""
-    for key in ("reference_reply", "rejected_reply", "rubric", "answer"):
+    for key in ("reference_reply", "rejected_reply", "rubric", "answer", "reference_continuation"):
         if getattr(record, key):
             return f"it has {key!r}, which is about all of it"
     messages = record.messages

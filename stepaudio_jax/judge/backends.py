@@ -8,8 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from stepaudio_jax import hub
 from stepaudio_jax.audio.lengths import SAMPLE_RATE, clip_chunks
-from stepaudio_jax.config import JudgeConfig, LengthConvention
+from stepaudio_jax.config import FloatDtype, JudgeConfig, LengthConvention, SimulatedUserConfig
 from stepaudio_jax.data.clip_files import encode_wav
 from stepaudio_jax.errors import EndpointError, GenerationError, JudgeError, TextError
 from stepaudio_jax.generation import (
@@ -18,8 +19,10 @@ from stepaudio_jax.generation import (
     Prompt,
     Sampling,
     build_engine,
+    load_model,
 )
 from stepaudio_jax.generation.prompts import ClipFeatures, build_prompt_of_features
+from stepaudio_jax.generation.shardings import decode_mesh
 from stepaudio_jax.judge.clip_embeddings import AudioFeatures, ClipEmbeddings
 from stepaudio_jax.judge.endpoint import ChatEndpoint
 from stepaudio_jax.judge.query import JudgeAnswer, Query
@@ -83,6 +86,7 @@ class EndpointBackend:
         api_key_env: the environment variable that holds the key; None where none is needed.
         temperature, max_tokens: of the answers. Models that allow no other temperature than their
             default (OpenAI's reasoning models) need None.
+        uses_seeds: whether `Query.sample` is sent as the seed of an answer.
         timeout_s, retries, initial_backoff_s: see `ChatEndpoint`.
     """
 
@@ -94,6 +98,7 @@ class EndpointBackend:
     timeout_s: float = JudgeConfig.timeout_s
     retries: int = JudgeConfig.retries
     initial_backoff_s: float = 1.0
+    uses_seeds: bool = False
 
     @property
     def name(self) -> str:
@@ -111,8 +116,13 @@ class EndpointBackend:
         messages: list[dict[str, Any]] = []
         if query.system:
             messages.append({"role": "system", "content": query.system})
+        messages += [{"role": role, "content": text} for role, text in query.history]
         messages.append({"role": "user", "content": _endpoint_content(query)})
-        settings = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        settings = {
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "seed": query.sample if self.uses_seeds else None,
+        }
         try:
             completion = self._endpoint.complete(
                 messages, {name: value for name, value in settings.items() if value is not None}
@@ -140,11 +150,14 @@ class ModelBackend:
         model: the judge.
         slots: questions answered side by side.
         max_tokens: most tokens of an answer.
+        temperature: of an answer, drawn by `Query.sample` where it is above 0.
     """
 
-    def __init__(self, model: LoadedModel, *, slots: int, max_tokens: int):
+    def __init__(
+        self, model: LoadedModel, *, slots: int, max_tokens: int, temperature: float = 0.0
+    ):
         self._model, self._slots = model, slots
-        self._sampling = Sampling(temperature=0.0, max_new_tokens=max_tokens)
+        self._sampling = Sampling(temperature=temperature, max_new_tokens=max_tokens)
         self._embed = ClipEmbeddings(model)
         self._engine: Engine | None = None
         self._engine_prompt_len = 0  # tokens of the longest question that the engine was built for
@@ -152,6 +165,13 @@ class ModelBackend:
         # the name: do not reword it.
         fingerprint = fingerprint_folder(model.folder)[:12]
         self.name = f"{model.folder} ({fingerprint}), {model.compute.dtype}, {max_tokens} tokens"
+        if temperature:
+            self.name += f", temperature {temperature}"
+
+    @property
+    def length_convention(self) -> LengthConvention:
+        """Returns how the model counts the audio tokens of a clip."""
+        return self._model.config.length_convention
 
     @property
     def model(self) -> LoadedModel:
@@ -205,7 +225,8 @@ class ModelBackend:
                         engine.check_fits(prompt, self._sampling)
                         embeddings = self._embed(engine, clips)
                         prompt = dataclasses.replace(prompt, audio_embeddings=embeddings)
-                    (request,) = engine.submit(prompt, [self._sampling])
+                    sampling = dataclasses.replace(self._sampling, seed=queries[index].sample)
+                    (request,) = engine.submit(prompt, [sampling])
                 except GenerationError as error:
                     yield index, JudgeError(str(error))
                 else:
@@ -239,6 +260,46 @@ class ModelBackend:
         return self._engine
 
 
+def make_backend(
+    config: JudgeConfig | SimulatedUserConfig,
+    *,
+    dtype: FloatDtype,
+    slices: int = 1,
+    temperature: float | None = 0.0,
+    uses_seeds: bool = False,
+) -> EndpointBackend | ModelBackend | None:
+    """Builds what answers by an endpoint, or by a model in this process; None for neither.
+
+    Args:
+        config: names an endpoint or the folder of a model.
+        dtype: of a model in this process, which is loaded onto all devices.
+        slices: TPU slices that the devices form.
+        temperature: of the answers; None leaves it to an endpoint.
+        uses_seeds: whether an endpoint gets `Query.sample` as the seed of an answer.
+    """
+    if config.folder:
+        mesh = decode_mesh(hub.read_model_config(config.folder), slices=slices)
+        model = load_model(config.folder, dtype, mesh=mesh, for_generation=True)
+        return ModelBackend(
+            model,
+            slots=config.slots,
+            max_tokens=config.max_tokens,
+            temperature=temperature or 0.0,
+        )
+    if config.url and config.model:
+        return EndpointBackend(
+            url=config.url,
+            model=config.model,
+            api_key_env=config.api_key_env,
+            temperature=temperature,
+            max_tokens=config.max_tokens,
+            timeout_s=config.timeout_s,
+            retries=config.retries,
+            uses_seeds=uses_seeds,
+        )
+    return None
+
+
 def _endpoint_content(query: Query) -> str | list[dict[str, Any]]:
     """Returns the content of a message: text, or parts of which clips are WAV without loss."""
     if not query.clips:
@@ -265,6 +326,7 @@ def _build_prompt(query: Query, tokenizer: Tokenizer, convention: LengthConventi
         )
 
     messages = [Message(role="system", parts=(TextPart(query.system),))] if query.system else []
+    messages += [Message(role=role, parts=(TextPart(text),)) for role, text in query.history]
     parts = tuple(
         TextPart(part) if isinstance(part, str) else AudioPart(part.digest) for part in query.parts
     )

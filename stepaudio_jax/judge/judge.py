@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 
-from stepaudio_jax import hub
 from stepaudio_jax.config import (
     ComputeConfig,
     FloatDtype,
@@ -22,13 +21,11 @@ from stepaudio_jax.config import (
     ModelConfig,
 )
 from stepaudio_jax.errors import ConfigError, DataError, JudgeError
-from stepaudio_jax.generation import load_model
-from stepaudio_jax.generation.shardings import decode_mesh
 from stepaudio_jax.judge.backends import (
     BatchJudgeBackend,
-    EndpointBackend,
     JudgeBackend,
     ModelBackend,
+    make_backend,
 )
 from stepaudio_jax.judge.cache import AnswerCache
 from stepaudio_jax.judge.clip_embeddings import AudioFeatures, encoder_difference
@@ -216,6 +213,7 @@ class AnswerSource:
         concurrency: questions asked at a time, of a backend that takes one at a time.
         max_abstention_rate: share of the items that may stay without a usable answer, see
             `check_abstentions`.
+        role: what is asked, in errors.
 
     Attributes:
         num_generated: number of questions that the cache could not answer.
@@ -228,8 +226,9 @@ class AnswerSource:
         cache: PathLike | None = None,
         concurrency: int = JudgeConfig.concurrency,
         max_abstention_rate: float = JudgeConfig.max_abstention_rate,
+        role: str = "judge",
     ):
-        self._backend = backend
+        self._backend, self._role = backend, role
         self._max_abstention_rate = max_abstention_rate
         # A batch backend is called by every process, with the questions that the cache lacks: all
         # caches must be alike.
@@ -299,13 +298,17 @@ class AnswerSource:
         """
         if abstained <= self._max_abstention_rate * total:
             return
-        for question in reasons:
-            self._cache.discard(self._key(question))
+        self.forget(list(reasons))
         raise JudgeError(
             f"the judge {self._backend.name} gave no verdict on {abstained} of {total} {unit} "
             f"({', '.join(sorted(set(reasons.values())))}), more than "
             f"{self._max_abstention_rate:.0%} of them{f'; {cause}' if cause else ''}"
         )
+
+    def forget(self, questions: Sequence[Query]) -> None:
+        """Removes the answers to these questions from the cache: they are asked again."""
+        for question in questions:
+            self._cache.discard(self._key(question))
 
     def close(self) -> None:
         """Cancels the questions that are still waiting to be asked."""
@@ -324,7 +327,7 @@ class AnswerSource:
                 result = str(error), {}, {}
         problem, failures, answers = broadcast_json(result)
         if problem:
-            raise JudgeError(f"the judge {backend.name} cannot be asked: {problem}")
+            raise JudgeError(f"the {self._role} {backend.name} cannot be asked: {problem}")
         for key, answer in answers.items():
             if key not in self._cache:
                 self._cache.add(key, JudgeAnswer(**answer))
@@ -400,23 +403,11 @@ def make_judge(
         cache: a file that keeps the answers.
         clips: reads the clips that the judge hears; None reads them as `ClipReader()` does.
     """
-    backend: JudgeBackend | BatchJudgeBackend
+    backend = make_backend(config, dtype=dtype, slices=slices)
     clips = ClipReader() if clips is None else clips
-    if config.folder:
-        mesh = decode_mesh(hub.read_model_config(config.folder), slices=slices)
-        model = load_model(config.folder, dtype, mesh=mesh, for_generation=True)
-        backend = ModelBackend(model, slots=config.slots, max_tokens=config.max_tokens)
-        clips = clips.with_convention(model.config.length_convention)
-    elif config.url and config.model:
-        backend = EndpointBackend(
-            url=config.url,
-            model=config.model,
-            api_key_env=config.api_key_env,
-            max_tokens=config.max_tokens,
-            timeout_s=config.timeout_s,
-            retries=config.retries,
-        )
-    else:
+    if isinstance(backend, ModelBackend):
+        clips = clips.with_convention(backend.length_convention)
+    if backend is None:
         return None
     return Judge(
         backend,

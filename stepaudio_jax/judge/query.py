@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio_jax.config import JudgeInputs
+
+QueryRole = Literal["user", "assistant"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +48,11 @@ class Query:
         text: the user's message.
         system: the system's message; none where it is empty.
         sample: tells apart questions that are asked several times with the same text. Their answers
-            differ only as far as the judge's do.
+            differ only as far as the judge's do, unless it draws them by this number.
         clips: (index in the text before which it stands, clip), in order.
         inputs: what stands in the question for a dialogue's clips; None for questions of another
             kind, such as those of benchmarks.
+        history: the turns before the text, (role, text) of each, from the side of who is asked.
     """
 
     text: str
@@ -57,6 +60,7 @@ class Query:
     sample: int = 0
     clips: tuple[tuple[int, Clip], ...] = ()
     inputs: JudgeInputs | None = None
+    history: tuple[tuple[QueryRole, str], ...] = ()
 
     @property
     def key(self) -> str | list[Any]:
@@ -64,6 +68,8 @@ class Query:
 
         Caches are keyed by it: the form of a plain question stays its text.
         """
+        if self.history:
+            return [self.text, self.system, self.sample, [list(turn) for turn in self.history]]
         if self.clips:
             sound = [[index, clip.digest] for index, clip in self.clips]
             return [self.text, self.system, self.sample, self.inputs, sound]

@@ -13,7 +13,15 @@ from jax.sharding import Mesh
 
 from stepaudio_jax import hub
 from stepaudio_jax.audio.lengths import encoder_frame_count
-from stepaudio_jax.config import ComputeConfig, Config, LoRAConfig, ModelConfig, StageConfig
+from stepaudio_jax.config import (
+    ComputeConfig,
+    Config,
+    JudgeConfig,
+    LoRAConfig,
+    ModelConfig,
+    SimulatedUserConfig,
+    StageConfig,
+)
 from stepaudio_jax.generation.shardings import bucketed_slot_tokens, decode_mesh, round_up_slots
 from stepaudio_jax.models import (
     CacheDtype,
@@ -72,6 +80,7 @@ class RLPlan(PlanBase):
         cache_bytes_per_chip: the keys and values of the engine's slots.
         judge_bytes_per_chip: a judge in the same process, with slots for a question as long as a
             packed row, and its answer.
+        user_bytes_per_chip: a simulated user in the same process, likewise.
         temporary_bytes_per_chip: of the larger of the two programs of the update.
         effort: how hard the compiler optimized.
     """
@@ -84,6 +93,7 @@ class RLPlan(PlanBase):
     engine_bytes_per_chip: int
     cache_bytes_per_chip: int
     judge_bytes_per_chip: int
+    user_bytes_per_chip: int
     temporary_bytes_per_chip: int
     effort: Effort
 
@@ -158,6 +168,7 @@ def rl_plan_report(plan: RLPlan) -> str:
         "the engine's copy": plan.engine_bytes_per_chip,
         "KV cache": plan.cache_bytes_per_chip,
         **({"judge": plan.judge_bytes_per_chip} if plan.judge_bytes_per_chip else {}),
+        **({"simulated user": plan.user_bytes_per_chip} if plan.user_bytes_per_chip else {}),
         "temporaries": plan.temporary_bytes_per_chip,
         "peak": plan.peak_bytes_per_chip,
         "available": plan.memory_bytes_per_chip,
@@ -272,9 +283,13 @@ def _abstract_batch(
 
 
 def _max_batches(stage: StageConfig) -> int:
-    """Returns an upper bound of the batches of a step, all of which stay in memory during it."""
+    """Returns an upper bound of the batches of a step, all of which stay in memory during it.
+
+    Each reply of a dialogue may take a row, the last one with all that was said before it.
+    """
     rollout = stage.policy_gradient.rollout
-    return math.ceil(rollout.num_prompts * rollout.num_generations / stage.data.batch_size)
+    replies = rollout.num_prompts * rollout.num_generations * rollout.simulated_user.max_turns
+    return math.ceil(replies / stage.data.batch_size)
 
 
 def _weight_transfer_bytes(config: Config, state: Any, bytes_by_part: dict[str, int]) -> int:
@@ -295,7 +310,7 @@ def _weight_transfer_bytes(config: Config, state: Any, bytes_by_part: dict[str, 
 
 
 def _generation_bytes(config: Config, stage: StageConfig, devices: Sequence[Any]) -> dict[str, int]:
-    """Returns the bytes of the engine's weights and caches, and of a judge in the process."""
+    """Returns the bytes of the engine's weights and caches, and of other models in the process."""
     rollout, judge = stage.policy_gradient.rollout, stage.policy_gradient.judge
     compute, tokens = config.compute, stage.data.seq_len
     mesh = decode_mesh(config.model, devices, tensor=rollout.tensor, slices=config.mesh.slices)
@@ -316,24 +331,38 @@ def _generation_bytes(config: Config, stage: StageConfig, devices: Sequence[Any]
             for lora in (*adapters.values(), stage.lora)
             if lora.rank
         )
-    judge_bytes = 0
-    if judge.folder:
-        judge_model = hub.read_model_config(judge.folder)
-        judge_bytes = sum(
-            _engine_bytes(
-                judge_model,
-                compute,
-                decode_mesh(judge_model, devices, slices=config.mesh.slices),
-                slots=judge.slots,
-                slot_tokens=bucketed_slot_tokens(tokens + judge.max_tokens, judge_model),
-                cache_dtype=compute.dtype,
-            )
-        )
     return {
         "engine_bytes_per_chip": weights,
         "cache_bytes_per_chip": cache,
-        "judge_bytes_per_chip": judge_bytes,
+        "judge_bytes_per_chip": _model_bytes(config, judge, devices, tokens),
+        "user_bytes_per_chip": _model_bytes(config, rollout.simulated_user, devices, tokens),
     }
+
+
+def _model_bytes(
+    config: Config, asked: JudgeConfig | SimulatedUserConfig, devices: Sequence[Any], tokens: int
+) -> int:
+    """Returns one device's bytes of a judge or simulated user in the process; 0 without one.
+
+    Args:
+        config: the run's configuration.
+        asked: names the model's folder, if there is one.
+        devices: of the topology.
+        tokens: of the longest question.
+    """
+    if not asked.folder:
+        return 0
+    model = hub.read_model_config(asked.folder)
+    return sum(
+        _engine_bytes(
+            model,
+            config.compute,
+            decode_mesh(model, devices, slices=config.mesh.slices),
+            slots=asked.slots,
+            slot_tokens=bucketed_slot_tokens(tokens + asked.max_tokens, model),
+            cache_dtype=config.compute.dtype,
+        )
+    )
 
 
 def _engine_bytes(

@@ -3,7 +3,7 @@
 import jax
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import to_dict
+from stepaudio_jax.config import SimulatedUserConfig, to_dict
 from stepaudio_jax.data import Record, check_sizes
 from stepaudio_jax.data.checking import DataChecker
 from stepaudio_jax.data.record import Content
@@ -13,29 +13,34 @@ from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.parallel import all_gather_json
 from stepaudio_jax.rl.prompts import PromptStream
 from stepaudio_jax.rl.rewards import RewardFunction
+from stepaudio_jax.rl.simulated_user import UserPrompt
+from stepaudio_jax.rl.speech import check_speech_command
 from stepaudio_jax.training.stage_context import StageContext
 
 
 def check_policy_data(context: StageContext, checker: DataChecker) -> None:
-    """Checks a stage's data, its rewards and its judge.
+    """Checks a stage's data, its rewards, its judge and its simulated user.
 
     Raises:
         DataError, ConfigError: names file and line, or the key.
-        CheckpointError: the judge's folder holds no model.
+        CheckpointError: the folder of the judge, or of the simulated user, holds no model.
     """
     stage, objective = context.stage, context.stage.policy_gradient
     context.define_teacher()  # raises where it cannot be learnt from
-    judge = objective.judge
+    judge, user = objective.judge, objective.rollout.simulated_user
     check_sizes(stage.data, context.tokenizer, context.model)
     try:
         rewards = RewardFunction(objective, None)
         JudgePrompt(judge.prompt, levels=judge.preference_levels, rubric=judge.rubric)
     except ValueError as error:
         raise ConfigError(f"stage {stage.name!r}: {error}") from None
-    if judge.folder:
-        hub.read_model_config(judge.folder)
-    if judge.url and judge.api_key_env and jax.process_index() == 0:  # the one that asks
-        read_api_key(judge.api_key_env)
+    for asked in (judge, user):
+        if asked.folder:
+            hub.read_model_config(asked.folder)
+        if asked.url and asked.api_key_env and jax.process_index() == 0:  # the one that asks
+            read_api_key(asked.api_key_env)
+    if jax.process_index() == 0:  # the one that speaks
+        _check_simulated_user(stage.name, user)
     stream = PromptStream(
         stage.data,
         context.tokenizer,
@@ -64,3 +69,18 @@ def check_policy_data(context: StageContext, checker: DataChecker) -> None:
                 f"{', '.join(sorted(missing))}, and no record has them; those of the records "
                 f"are {', '.join(sorted(sources))}"
             )
+
+
+def _check_simulated_user(stage: str, user: SimulatedUserConfig) -> None:
+    """Checks what a simulated user needs on this machine, if there is one.
+
+    Raises:
+        ConfigError: its instructions cannot be used, or there is no program that speaks.
+    """
+    if not user.enabled:
+        return
+    try:
+        UserPrompt(user.prompt, end=user.end)
+        check_speech_command(user.speak)
+    except (ConfigError, OSError) as error:
+        raise ConfigError(f"stage {stage!r}: objective.rollout.simulated_user: {error}") from None

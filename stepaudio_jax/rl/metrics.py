@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from stepaudio_jax.rl.advantages import Advantages, PolicyLogprobs
 from stepaudio_jax.rl.rewards import Reward
-from stepaudio_jax.rl.rollouts import Rollout
+from stepaudio_jax.rl.rollouts import DialogueEnd, Rollout, said
 from stepaudio_jax.storage import Path, StepLog
 from stepaudio_jax.text import Tokenizer
 
@@ -24,7 +25,7 @@ _SAMPLES_PER_STEP = 4
 # Metrics that are summed over steps.
 _COUNTS = (
     *("audio_chunks_encoded", "skipped_records", "skipped_updates", "zero_gradient_updates"),
-    "refilled_prompts",
+    *("refilled_prompts", "user_failures"),
 )
 _MIN_RELATIVE_VARIANCE = 1e-10  # of returns, to their mean square; less is rounding of float32
 
@@ -123,25 +124,53 @@ def metrics_by_source(
 def _rollout_means(
     rollouts: Sequence[Rollout], rewards: Sequence[Reward], tokenizer: Tokenizer
 ) -> dict[str, float]:
-    replies = [tokenizer.encode_written(rollout.parsed.reply) for rollout in rollouts]
+    turns = [turn for rollout in rollouts for turn in rollout.turns]
+    replies = [tokenizer.encode_written(turn.parsed.reply) for turn in turns]
     pairs = [pair for reply in replies for pair in itertools.pairwise(reply)]
     values = [reward.value for reward in rewards if reward.value is not None]
     metrics = {
         "abstained": float(np.mean([reward.value is None for reward in rewards])),
         "reply_tokens": float(np.mean([len(reply) for reply in replies])),
         "reasoning_tokens": float(
-            np.mean([len(tokenizer.encode(rollout.parsed.reasoning)) for rollout in rollouts])
+            np.mean([len(tokenizer.encode(turn.parsed.reasoning)) for turn in turns])
         ),
-        "completion_tokens": float(
-            np.mean([len(rollout.completion_tokens) for rollout in rollouts])
-        ),
-        "well_formed": float(np.mean([rollout.parsed.well_formed for rollout in rollouts])),
-        "truncated": float(np.mean([rollout.truncated for rollout in rollouts])),
+        "completion_tokens": float(np.mean([len(turn.completion_tokens) for turn in turns])),
+        "well_formed": float(np.mean([turn.parsed.well_formed for turn in turns])),
+        "truncated": float(np.mean([turn.truncated for turn in turns])),
         "distinct_2": len(set(pairs)) / len(pairs) if pairs else 0.0,
     }
     if values:
         metrics |= {"reward": float(np.mean(values)), "reward_std": float(np.std(values))}
     return metrics | _judge_metrics(rollouts, rewards) | _part_metrics(rewards)
+
+
+def dialogue_metrics(rollouts: Sequence[Rollout], tokenizer: Tokenizer) -> dict[str, float]:
+    """Computes metrics of rollouts with a simulated user; see `metrics_by_source`.
+
+    * turns: replies of the policy in a dialogue.
+    * ended_by_REASON: share of the dialogues that ended so, see `DialogueEnd`.
+    * user_failures: number of dialogues in which the user failed.
+    * reply_tokens_turn_N: tokens of the policy's reply number N, where there is one.
+    * user_tokens_turn_N: tokens of the user's words after it.
+    """
+
+    def metrics_of(indices: Sequence[int]) -> dict[str, float]:
+        chosen = [rollouts[index] for index in indices]
+        ends = collections.Counter(rollout.end for rollout in chosen)
+        metrics = {"turns": float(np.mean([len(rollout.turns) for rollout in chosen]))}
+        metrics |= {f"ended_by_{end}": ends[end] / len(chosen) for end in get_args(DialogueEnd)}
+        metrics["user_failures"] = float(ends["failed"])
+        lengths: dict[str, list[int]] = collections.defaultdict(list)
+        for rollout in chosen:
+            for number, turn in enumerate(rollout.turns, 1):
+                reply = tokenizer.encode_written(turn.parsed.reply)
+                lengths[f"reply_tokens_turn_{number}"].append(len(reply))
+            for number, user_turn in enumerate(rollout.user_turns, 1):
+                words = tokenizer.encode(said(user_turn.message))
+                lengths[f"user_tokens_turn_{number}"].append(len(words))
+        return metrics | {name: float(np.mean(values)) for name, values in lengths.items()}
+
+    return metrics_by_source(rollouts, metrics_of)
 
 
 def _judge_metrics(rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> dict[str, float]:
@@ -213,9 +242,16 @@ class SampleWriter:
     """Writes a few replies of each step with their rewards to `samples.jsonl`.
 
     Of several processes only the first writes. A resumed run drops the lines of later steps.
+
+    Args:
+        run_dir: the run's folder.
+        stage: the stage's name.
+        resume_step: steps that were done before.
+        has_dialogues: whether rollouts have several turns, which are written too.
     """
 
-    def __init__(self, run_dir: Path, *, stage: str, resume_step: int):
+    def __init__(self, run_dir: Path, *, stage: str, resume_step: int, has_dialogues: bool = False):
+        self._has_dialogues = has_dialogues
         self._writes = jax.process_index() == 0
         if self._writes:
             self._log = StepLog(run_dir / "samples.jsonl", stage, resume_step)
@@ -230,7 +266,7 @@ class SampleWriter:
         lines = []
         for index in sorted(first_of_group.values())[:_SAMPLES_PER_STEP]:
             rollout, reward = rollouts[index], rewards[index]
-            line = {
+            line: dict[str, Any] = {
                 "id": rollout.record.id,
                 "source": rollout.record.source,
                 "reasoning": rollout.parsed.reasoning,
@@ -242,5 +278,11 @@ class SampleWriter:
             }
             if reward.given is not None:
                 line["judge_given"] = dataclasses.asdict(reward.given)
+            if self._has_dialogues:
+                line["end"] = rollout.end
+                line["dialogue"] = [
+                    {"role": message.role, "content": said(message)}
+                    for message in rollout.continuation
+                ]
             lines.append(line)
         self._log.append(step, *lines)

@@ -132,8 +132,30 @@ class PromptStream:
         self._validate(record)
         with record_error_context(record):
             prompt, samples = self._prompt_from_headers(record)
-            self._check_fits(prompt)
+            self.check_fits(prompt)
         return count_content(record, samples)
+
+    def check_fits(self, prompt: Prompt) -> None:
+        """Checks that a row holds the prompt with a reply.
+
+        Raises:
+            DataError: it does not; names the setting.
+        """
+        try:
+            check_prompt_fits(
+                prompt, self._model, new_tokens=self._new_tokens, slot_tokens=self._data.seq_len
+            )
+        except GenerationError as error:
+            raise DataError(str(error), kind="too_long") from None
+        for name, needed in (
+            ("audio_chunks_per_seq", len(prompt.chunks)),
+            ("mel_frames_per_chunk", prompt.longest_chunk),
+        ):
+            if needed > getattr(self._data, name):
+                raise DataError(
+                    f"the dialogue needs {name}={needed}, and it is {getattr(self._data, name)}",
+                    kind="too_long",
+                )
 
     def _load_example(self, visit: Visit, silent: bool) -> PromptExample:
         source = self._sources[visit.source]
@@ -166,7 +188,7 @@ class PromptStream:
                 channel=self._data.channel,
                 read=read,
             )
-            self._check_fits(prompt)
+            self.check_fits(prompt)
         return prompt
 
     def _prompt_from_headers(self, record: Record) -> tuple[Prompt, list[int | None]]:
@@ -206,25 +228,3 @@ class PromptStream:
         return render_prompt(
             record.messages, self._tokenizer, history_reasoning=self._data.history_reasoning
         )
-
-    def _check_fits(self, prompt: Prompt) -> None:
-        """Checks that a row holds the prompt with a reply.
-
-        Raises:
-            DataError: it does not; names the setting.
-        """
-        try:
-            check_prompt_fits(
-                prompt, self._model, new_tokens=self._new_tokens, slot_tokens=self._data.seq_len
-            )
-        except GenerationError as error:
-            raise DataError(str(error), kind="too_long") from None
-        for name, needed in (
-            ("audio_chunks_per_seq", len(prompt.chunks)),
-            ("mel_frames_per_chunk", prompt.longest_chunk),
-        ):
-            if needed > getattr(self._data, name):
-                raise DataError(
-                    f"the dialogue needs {name}={needed}, and it is {getattr(self._data, name)}",
-                    kind="too_long",
-                )

@@ -1,6 +1,7 @@
 """The reward of a rollout: verifier, form, length, and the judge's comparison, on one scale."""
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import inspect
@@ -18,7 +19,7 @@ from stepaudio_jax.config import PolicyGradient, RewardConfig
 from stepaudio_jax.data import Record
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.judge.judge import Judge, Judgement
-from stepaudio_jax.judge.pairs import ReplyPair
+from stepaudio_jax.judge.pairs import DialoguePair
 from stepaudio_jax.judge.query import JudgeInput
 from stepaudio_jax.judge.verdict import (
     RewardMap,
@@ -27,7 +28,8 @@ from stepaudio_jax.judge.verdict import (
     rubric_reward,
 )
 from stepaudio_jax.parallel import broadcast_json
-from stepaudio_jax.rl.rollouts import Rollout
+from stepaudio_jax.rl.comparisons import group_pair, reference_pair, ring_pairs
+from stepaudio_jax.rl.rollouts import PolicyTurn, Rollout
 from stepaudio_jax.rl.verifiers import (
     Verifier,
     check_answer,
@@ -45,8 +47,8 @@ class Reward:
     """The reward of one rollout.
 
     Attributes:
-        value: the weighted sum of the parts; None where the judge abstained: the rollout is then
-            left out of the update.
+        value: the weighted sum of the parts; None where the judge abstained or the simulated user
+            failed: the rollout is then left out of the update.
         parts: the reward's parts by name, before their weights.
         is_correct: whether the verifier gave the full score; None without a verifier.
         given: what the judge was given of the dialogue's clips; None without a judge.
@@ -105,11 +107,8 @@ class RewardFunction:
             raise DataError(
                 f"{record.origin}: its reward has verifier_weight, and the record has no 'answer'"
             )
-        if reward.judge_weight and not (record.reference_reply or "").strip():
-            raise DataError(
-                f"{record.origin}: its reward has judge_weight, and the record has no "
-                "'reference_reply'"
-            )
+        if reward.judge_weight and reward.compare_with == "reference":
+            self._check_reference(record)
         if (
             reward.judge_weight
             and record.rubric
@@ -126,9 +125,14 @@ class RewardFunction:
                 raise DataError(f"{record.origin}: {error}") from None
 
     def prefetch(self, rollout: Rollout) -> None:
-        """Lets the judge begin with a rollout while others are still being generated."""
-        if self._judge is not None and self._is_judged(rollout):
-            self._judge.prefetch(_reply_pair(rollout))
+        """Lets the judge begin with a rollout while others are still being generated.
+
+        One that is compared with others of its prompt waits for them.
+        """
+        if self._judge is None or not self._is_judged(rollout):
+            return
+        if self._config.reward_for_source(rollout.record.source).compare_with == "reference":
+            self._judge.prefetch(self._reference_pair(rollout))
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Reward]:
         """Computes the reward of every rollout.
@@ -139,11 +143,7 @@ class RewardFunction:
         """
         if not self._config.rewards:  # a teacher is all that is learnt from
             return [Reward(0.0, {}) for _ in rollouts]
-        judged = [index for index, rollout in enumerate(rollouts) if self._is_judged(rollout)]
-        judgements: dict[int, Judgement] = {}
-        if judged and self._judge is not None:
-            results = self._judge.judge([_reply_pair(rollouts[index]) for index in judged])
-            judgements = dict(zip(judged, results, strict=True))
+        judgements = self._judgements(rollouts)
         scores = self._async_scores(rollouts)
         return [
             self._reward(rollout, judgements.get(index), scores.get(index))
@@ -155,8 +155,69 @@ class RewardFunction:
         if self._judge is not None:
             self._judge.close()
 
+    def _check_reference(self, record: Record) -> None:
+        """Checks that a record has what the judge compares its rollouts with.
+
+        Raises:
+            DataError: it has not; names file and line.
+        """
+        if self._config.rollout.simulated_user.enabled:
+            if not record.reference_continuation:
+                raise DataError(
+                    f"{record.origin}: its reward has judge_weight, and the record has no "
+                    "'reference_continuation', with which dialogues of several turns are compared; "
+                    "give it one, or set compare_with='group'"
+                )
+        elif not (record.reference_reply or "").strip():
+            raise DataError(
+                f"{record.origin}: its reward has judge_weight, and the record has no "
+                "'reference_reply'"
+            )
+
+    def _judgements(self, rollouts: Sequence[Rollout]) -> dict[int, list[Judgement]]:
+        """Returns for each rollout that is judged its comparisons, each from its side.
+
+        A rollout that is compared with those of its prompt has none where it is the only one.
+        """
+        if self._judge is None:
+            return {}
+        judgements: dict[int, list[Judgement]] = {}
+        groups: dict[int, list[int]] = collections.defaultdict(list)
+        compared: list[tuple[int, int | None]] = []
+        for index, rollout in enumerate(rollouts):
+            if not self._is_judged(rollout):
+                continue
+            judgements[index] = []
+            reward = self._config.reward_for_source(rollout.record.source)
+            if reward.compare_with == "group":
+                groups[rollout.group].append(index)
+            else:
+                compared.append((index, None))
+        for indices in groups.values():
+            reward = self._config.reward_for_source(rollouts[indices[0]].record.source)
+            compared += ring_pairs(indices, reward.group_opponents)
+        pairs = [
+            self._reference_pair(rollouts[first])
+            if second is None
+            else group_pair(rollouts[first], rollouts[second])
+            for first, second in compared
+        ]
+        results = self._judge.judge(pairs) if pairs else []
+        for (first, second), judgement in zip(compared, results, strict=True):
+            judgements[first].append(judgement)
+            if second is not None:
+                other_side = dataclasses.replace(
+                    judgement, original=judgement.swapped, swapped=judgement.original
+                )
+                judgements[second].append(other_side)
+        return judgements
+
+    def _reference_pair(self, rollout: Rollout) -> DialoguePair:
+        has_turns = self._config.rollout.simulated_user.enabled
+        return reference_pair(rollout, is_continuation=has_turns)
+
     def _is_judged(self, rollout: Rollout) -> bool:
-        if not self._config.rewards:
+        if not self._config.rewards or rollout.end == "failed":
             return False
         return self._config.reward_for_source(rollout.record.source).judge_weight > 0
 
@@ -169,7 +230,8 @@ class RewardFunction:
         names = {
             index: config.verifier
             for index, rollout in enumerate(rollouts)
-            if (config := self._config.reward_for_source(rollout.record.source)).verifier_weight
+            if rollout.end != "failed"
+            and (config := self._config.reward_for_source(rollout.record.source)).verifier_weight
             and inspect.iscoroutinefunction(self._verifiers[config.verifier])
         }
         if not names:
@@ -199,8 +261,10 @@ class RewardFunction:
         return dict(zip(names, scores, strict=True))
 
     def _reward(
-        self, rollout: Rollout, judgement: Judgement | None, async_score: float | None
+        self, rollout: Rollout, judgements: Sequence[Judgement] | None, async_score: float | None
     ) -> Reward:
+        if rollout.end == "failed":  # its last reply was to be followed by others
+            return Reward(None, {})
         config = self._config.reward_for_source(rollout.record.source)
         parts: dict[str, float] = {}
         is_correct = None
@@ -211,20 +275,21 @@ class RewardFunction:
                 score = _verify(config.verifier, self._verifiers[config.verifier], rollout)
             parts["verifier"] = score
             is_correct = parts["verifier"] >= 1
-        parts["format"] = format_reward(rollout.parsed)
+        parts["format"] = _mean([format_reward(turn.parsed) for turn in rollout.turns])
         if config.overlong_weight:
-            max_tokens = self._config.rollout.max_new_tokens
-            # A repetition that the engine ended would have gone on to the limit, and must not pay.
-            tokens = max_tokens if rollout.truncated else len(rollout.completion_tokens)
-            parts["overlong"] = overlong_penalty(
-                tokens, free_tokens=config.overlong_penalty_start, max_tokens=max_tokens
-            )
+            penalties = [self._overlong_penalty(turn, config) for turn in rollout.turns]
+            parts["overlong"] = _mean(penalties)
         given = None
-        if judgement is not None:
-            given = judgement.given
-            if judgement.verdicts is None:
+        if judgements is not None:
+            given = judgements[0].given if judgements else None
+            judged = [
+                self._judged_parts(rollout, judgement)
+                for judgement in judgements
+                if judgement.verdicts is not None
+            ]
+            if not judged:
                 return Reward(None, parts, is_correct, given)
-            parts |= self._judged_parts(rollout, judgement)
+            parts |= {name: _mean([part[name] for part in judged]) for name in judged[0]}
         value = _weighted_sum(config, parts)
         if not math.isfinite(value):
             raise DataError(
@@ -233,6 +298,14 @@ class RewardFunction:
                 kind="reward",
             )
         return Reward(value, parts, is_correct, given)
+
+    def _overlong_penalty(self, turn: PolicyTurn, config: RewardConfig) -> float:
+        max_tokens = self._config.rollout.max_new_tokens
+        # A repetition that the engine ended would have gone on to the limit, and must not pay.
+        tokens = max_tokens if turn.truncated else len(turn.completion_tokens)
+        return overlong_penalty(
+            tokens, free_tokens=config.overlong_penalty_start, max_tokens=max_tokens
+        )
 
     def _judged_parts(self, rollout: Rollout, judgement: Judgement) -> dict[str, float]:
         """Returns the preference and, with a rubric, its reward and the policy's own score.
@@ -321,13 +394,5 @@ def _weighted_sum(config: RewardConfig, parts: dict[str, float]) -> float:
     )
 
 
-def _reply_pair(rollout: Rollout) -> ReplyPair:
-    record = rollout.record
-    assert record.reference_reply is not None
-    return ReplyPair(
-        tuple(record.messages),
-        rollout.parsed.reply,
-        record.reference_reply,
-        record.rubric,
-        record.origin,
-    )
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -19,15 +19,12 @@ from stepaudio_jax.data.containers.places import absolute_path
 from stepaudio_jax.data.sources.serialization import part_times, serialize_record
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
-from stepaudio_jax.rl.rollouts import Rollout
+from stepaudio_jax.rl.rollouts import PolicyTurn, Rollout
 from stepaudio_jax.text import Message, ParsedReply, TextPart
 
 Keep = Literal["best", "right", "pairs"]
 IsGrounded = Callable[[str, Record], bool]
 """(reasoning of a reply, record) -> whether the reasoning names what was heard."""
-
-# What is wrong with a reply that cannot be trained on, whatever its reward.
-_UNUSABLE_PROBLEMS = {"not_ended", "no_think_end", "several_think_ends", "empty_reply"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +155,7 @@ def find_grounding(name: str) -> IsGrounded:
 def _rollout(group: int, record: Record, sample: Mapping[str, Any]) -> Rollout:
     """Returns a sampled reply as a rollout, of which rewards need no tokens but their number."""
     tokens = int(sample["completion_tokens"])
-    return Rollout(
-        group=group,
-        record=record,
+    turn = PolicyTurn(
         prompt_tokens=np.zeros(0, np.int32),
         is_audio=np.zeros(0, bool),
         chunk_tokens=(),
@@ -169,6 +164,7 @@ def _rollout(group: int, record: Record, sample: Mapping[str, Any]) -> Rollout:
         parsed=ParsedReply(sample["reasoning"], sample["reply"], tuple(sample["problems"])),
         truncated=sample["finish_reason"] in ("length", "repetition"),
     )
+    return Rollout(group, record, (turn,))
 
 
 def _obstacle(
@@ -179,7 +175,7 @@ def _obstacle(
     is_grounded: IsGrounded | None,
 ) -> str:
     """Returns why a reply is not kept, as it is counted; "" if nothing speaks against it."""
-    if not _UNUSABLE_PROBLEMS.isdisjoint(rollout.parsed.problems):
+    if not rollout.turns[-1].is_answerable:
         return "malformed"
     if reward.value is None:
         return "abstained"

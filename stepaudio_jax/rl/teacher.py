@@ -54,7 +54,11 @@ class TeacherScorer:
         return self._encoder.encode(self._params, prompts)
 
     def __call__(
-        self, packed: PackedRollouts, features: Sequence[NDArray[np.float32]], pad_token: int
+        self,
+        packed: PackedRollouts,
+        features: Sequence[NDArray[np.float32]],
+        pad_token: int,
+        spoken: Sequence[Sequence[NDArray[np.float32]]],
     ) -> Float32[np.ndarray, "rows T"]:
         """Returns the log-probability of each token that the policy wrote, where it is a target.
 
@@ -62,8 +66,9 @@ class TeacherScorer:
             packed: rollouts in rows.
             features: of each prompt, by `encode`.
             pad_token: where there is no token.
+            spoken: of each user's turn of each rollout, by `encode`.
         """
-        batches = self._place(packed.batch(features, pad_token))
+        batches = self._place(packed.batch(features, pad_token, spoken))
         return np.concatenate(
             [np.asarray(self._logprobs(self._params, batch)) for batch in batches]
         )

@@ -23,6 +23,7 @@ from stepaudio_jax.errors import (
     DivergedError,
     InterruptedRunError,
     JudgeError,
+    SimulatedUserError,
 )
 from stepaudio_jax.generation import Engine, Prompt
 from stepaudio_jax.generation.shardings import decode_mesh, round_up_slots
@@ -38,10 +39,12 @@ from stepaudio_jax.rl.advantages import (
 )
 from stepaudio_jax.rl.audio_features import AudioFeatureEncoder, AudioFeatures
 from stepaudio_jax.rl.data_check import check_policy_data
+from stepaudio_jax.rl.dialogues import DialogueGenerator
 from stepaudio_jax.rl.losses import KLController
 from stepaudio_jax.rl.metrics import (
     PhaseTimer,
     SampleWriter,
+    dialogue_metrics,
     logprob_metrics,
     mean_of_steps,
     rollout_metrics,
@@ -52,6 +55,7 @@ from stepaudio_jax.rl.prompts import PromptExample, PromptStream
 from stepaudio_jax.rl.refills import DrawnRollouts, replace_prompts
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
 from stepaudio_jax.rl.rollouts import Rollout, generate_rollouts
+from stepaudio_jax.rl.simulated_user import make_simulated_user
 from stepaudio_jax.rl.teacher import TeacherScorer
 from stepaudio_jax.training.initial_weights import ModelParams
 from stepaudio_jax.training.monitoring import MetricsWriter, progress_bar, write_diagnosis
@@ -93,8 +97,8 @@ class PolicyTrainer:
 
         Before any error the last whole step is saved, with two exceptions. A run of several
         processes can only be saved by all together, so it is saved before the errors that all of
-        them raise, JudgeError and InterruptedRunError. And an update that fails after it began has
-        already consumed the state before it: the newest checkpoint remains.
+        them raise, JudgeError, SimulatedUserError and InterruptedRunError. And an update that fails
+        after it began has already consumed the state before it: the newest checkpoint remains.
 
         Raises:
             InterruptedRunError: SIGTERM or Ctrl-C came; everything is saved.
@@ -103,6 +107,7 @@ class PolicyTrainer:
             DataError: a record cannot be used, or a verifier fails.
             ConfigError: no reward is for a record's source.
             JudgeError: the judge abstained too often.
+            SimulatedUserError: the simulated user failed too often.
         """
         context, stage = self._context, self._context.stage
         config, objective = context.config, stage.policy_gradient
@@ -124,7 +129,12 @@ class PolicyTrainer:
 
             iteration = PolicyIteration(context, start, state)
             writer = MetricsWriter(context.run_dir, stage=stage.name, resume_step=steps_done)
-            samples = SampleWriter(context.run_dir, stage=stage.name, resume_step=steps_done)
+            samples = SampleWriter(
+                context.run_dir,
+                stage=stage.name,
+                resume_step=steps_done,
+                has_dialogues=objective.rollout.simulated_user.enabled,
+            )
             stack.enter_context(contextlib.closing(iteration))
             stack.enter_context(contextlib.closing(writer))
             profile = stack.enter_context(contextlib.closing(context.open_profile()))
@@ -152,7 +162,9 @@ class PolicyTrainer:
                     yield
                 except Exception as error:
                     saved_step = checkpoints.latest_step
-                    raised_by_all = isinstance(error, JudgeError | InterruptedRunError)
+                    raised_by_all = isinstance(
+                        error, JudgeError | SimulatedUserError | InterruptedRunError
+                    )
                     if (jax.process_count() == 1 or raised_by_all) and not _is_donated(state):
                         save()
                         saved_step = int(state.step)
@@ -295,6 +307,12 @@ class PolicyIteration:
             model, config.compute, start.model_def.params_with_lora(state)
         )
         self._compute_rewards = RewardFunction(self._objective, judge)
+        self._user = make_simulated_user(
+            rollout.simulated_user,
+            dtype=config.compute.dtype,
+            slices=config.mesh.slices,
+            cache=context.run_dir / f"user_{stage.name}.jsonl",
+        )
         open_prompts = functools.partial(
             PromptStream,
             self._data,
@@ -308,6 +326,17 @@ class PolicyIteration:
         self._refills = self._prompts
         if self._objective.max_refills:
             self._refills = open_prompts(seed=self._seed + _REFILL_SEED)
+        self._dialogues: DialogueGenerator | None = None
+        if self._user is not None:
+            self._dialogues = DialogueGenerator(
+                rollout,
+                self._user,
+                self._tokenizer,
+                convention=model.length_convention,
+                channel=self._data.channel,
+                history_reasoning=self._data.history_reasoning,
+                check_fits=self._prompts.check_fits,
+            )
         self._encode_audio = AudioFeatureEncoder(model, config.compute, self._data, context.mesh)
         self._update = PolicyUpdate(
             start.model_def, self._objective, start.optimizer, start.shardings
@@ -357,6 +386,8 @@ class PolicyIteration:
         drawn = self._draw(params, self._prompts, step - 1, step, timer)
         # Before the state is donated, so that a run can still be saved if this fails.
         metrics = rollout_metrics(drawn.rollouts, drawn.rewards, self._tokenizer)
+        if self._dialogues is not None:
+            metrics |= dialogue_metrics(drawn.rollouts, self._tokenizer)
         for refill in range(self._objective.max_refills):
             outside = np.flatnonzero(
                 ~prompts_in_range(drawn.rollouts, drawn.rewards, self._objective)
@@ -383,7 +414,7 @@ class PolicyIteration:
             logprobs = self.compute_logprobs(state, minibatches, policy_is_reference)
             if self._teacher is not None:
                 prompts = [example.prompt for example in examples]
-                logprobs = self._with_teacher(logprobs, minibatches, prompts)
+                logprobs = self._with_teacher(logprobs, minibatches, prompts, rollouts)
             advantages = compute_advantages(
                 rollouts, rewards, logprobs, self._objective, kl_coef=controller.coefficient
             )
@@ -425,8 +456,10 @@ class PolicyIteration:
         )
 
     def close(self) -> None:
-        """Cancels the judge's waiting questions."""
+        """Cancels the waiting questions to the judge and to the simulated user."""
         self._compute_rewards.close()
+        if self._user is not None:
+            self._user.close()
 
     def _draw(
         self,
@@ -457,7 +490,11 @@ class PolicyIteration:
             rollouts = self.generate_rollouts(params, examples, features, step, refill=refill)
         with timer.phase("reward"):
             if self._judge is not None and self._judge_shares_features:
-                self._judge.set_audio_features(features.by_chunk)
+                spoken = [turn for rollout in rollouts for turn in rollout.user_turns]
+                of_users = AudioFeatures(
+                    [turn.features for turn in spoken], [turn.sound for turn in spoken]
+                )
+                self._judge.set_audio_features(features.by_chunk | of_users.by_chunk)
             rewards = self._compute_rewards(rollouts)
             if self._judge is not None:
                 self._judge.set_audio_features({})  # they are large, and used once
@@ -476,6 +513,9 @@ class PolicyIteration:
 
         The judge begins with each as soon as it ends.
 
+        Raises:
+            SimulatedUserError: the user failed in too many dialogues, or cannot be asked.
+
         Args:
             params: the policy's parameters.
             examples: the step's prompts.
@@ -487,14 +527,19 @@ class PolicyIteration:
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         records = [example.record for example in examples]
         rollouts: dict[int, Rollout] = {}
-        for index, rollout in generate_rollouts(
-            self._engine,
-            features.prompts,
-            records,
-            self._objective.rollout,
-            self._tokenizer,
-            seed,
-        ):
+        if self._dialogues is None:
+            generated = generate_rollouts(
+                self._engine,
+                features.prompts,
+                records,
+                self._objective.rollout,
+                self._tokenizer,
+                seed,
+            )
+        else:
+            encode_audio = functools.partial(self._encode_audio, params)
+            generated = self._dialogues(self._engine, features.prompts, records, seed, encode_audio)
+        for index, rollout in generated:
             rollouts[index] = rollout
             self._compute_rewards.prefetch(rollout)
         return [rollouts[index] for index in sorted(rollouts)]
@@ -532,14 +577,20 @@ class PolicyIteration:
         logprobs: PolicyLogprobs,
         minibatches: Sequence[Minibatch],
         prompts: Sequence[Prompt],
+        rollouts: Sequence[Rollout],
     ) -> PolicyLogprobs:
         """Returns the log-probabilities with those by the teacher for the reference policy's."""
         assert self._teacher is not None
-        features = self._teacher.encode(prompts)
+        sounds = [[turn.sound for turn in rollout.user_turns] for rollout in rollouts]
+        encoded = iter(self._teacher.encode([*prompts, *itertools.chain.from_iterable(sounds)]))
+        features = list(itertools.islice(encoded, len(prompts)))
+        spoken = [list(itertools.islice(encoded, len(of_rollout))) for of_rollout in sounds]
         by_teacher: TokenValues = []
         for minibatch in minibatches:
             packed = minibatch.packed
-            rows = self._teacher(packed, features, self._tokenizer.special.pad)
+            rows = self._teacher(
+                packed, features, self._tokenizer.special.pad, spoken[minibatch.indices]
+            )
             by_teacher.extend(packed.gather(rows))
         return dataclasses.replace(logprobs, reference_logprobs=by_teacher)
 

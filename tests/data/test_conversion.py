@@ -88,6 +88,12 @@ EVERYTHING = Record(
     reference_critique="It is good.",
     rejected_critique="",
     answer="7",
+    scenario="Has lost a key.",
+    reference_continuation=(
+        Message("assistant", (TextPart("Where?"),), reasoning="A thought.", in_loss=False),
+        Message("user", (TextPart("Here."),)),
+        Message("assistant", (TextPart("Look again."),)),
+    ),
     label=False,
     sampling={"temperature": 0, "stop_strings": ["\n"]},
     annotations=(

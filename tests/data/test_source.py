@@ -317,6 +317,33 @@ BAD_LINES = {
         "'attributes'",
     ),
     "a rubric of text": ({**messages(REPLY), "rubric": "good"}, "'rubric' must be"),
+    "a scenario of parts": (
+        {**messages(REPLY), "scenario": ["a"]},
+        "'scenario' must be a string or a number",
+    ),
+    "a continuation of text": (
+        {**messages(REPLY), "reference_continuation": "good"},
+        "'reference_continuation' must be a list of messages",
+    ),
+    "a continuation by the user": (
+        {**messages(REPLY), "reference_continuation": [{"role": "user", "content": "a"}]},
+        "'reference_continuation', message 1 is of the role 'user', .* write 'assistant'",
+    ),
+    "a continuation that ends in the user's turn": (
+        {**messages(REPLY), "reference_continuation": [REPLY, {"role": "user", "content": "a"}]},
+        "'reference_continuation' must end in the assistant's turn",
+    ),
+    "a continuation with sound": (
+        {
+            **messages(REPLY),
+            "reference_continuation": [
+                REPLY,
+                {"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]},
+                REPLY,
+            ],
+        },
+        "'reference_continuation', message 2 has sound; write what is said as text",
+    ),
     "a criterion without text": ({**messages(REPLY), "rubric": [{"weight": 1}]}, "as number 1"),
     "a criterion of infinite weight": (
         b'{"messages": [{"role": "user", "content": "x"}],'

@@ -81,8 +81,10 @@ def answer(body):
 
 
 def replies_and_code(question):
-    """Returns reply A, reply B and the code of a question in the project's template."""
+    """Returns reply A, reply B and the code of a question in one of the project's templates."""
     code = re.search(r"The code of this question is ([0-9a-f]+)\.", question)[1]
-    first = question.split(f"=== reply A {code} ===\n")[1].split(f"\n=== reply B {code} ===\n")[0]
-    second = question.split(f"=== reply B {code} ===\n")[1].split(f"\n=== end {code} ===\n")[0]
-    return first, second, code
+    side = "side" if f"=== side A {code} ===\n" in question else "reply"
+    first, second = question.split(f"=== {side} A {code} ===\n")[1].split(
+        f"\n=== {side} B {code} ===\n"
+    )
+    return first, second.split(f"\n=== end {code} ===\n")[0], code

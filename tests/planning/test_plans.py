@@ -231,20 +231,22 @@ def test_slots_leave_room_for_the_prompt_that_is_prefilled(tmp_path):
     )  # one more does not fit
 
 
-def test_judge_in_the_process_is_counted(tmp_path):
+def test_judge_and_simulated_user_in_the_process_are_counted(tmp_path):
     adaptor = (
         "--config.stages.rlhf.trainable=('adaptor',)",
         "--config.stages.rlhf.data.batch_size=32",
     )
     judge = ("url=None", "model=None", "folder=models/tiny_judge")
     settings = [f"--config.stages.rlhf.objective.judge.{setting}" for setting in judge]
-    made = plan(tmp_path / "plan.json", "rlhf_32b", "v5p:2x4x4", *adaptor, *settings)
+    user = "--config.stages.rlhf.objective.rollout.simulated_user.folder=models/tiny_judge"
+    made = plan(tmp_path / "plan.json", "rlhf_32b", "v5p:2x4x4", *adaptor, *settings, user)
     assert made["fits"]
+    assert 0 < made["user_bytes_per_chip"] <= made["judge_bytes_per_chip"]  # shorter answers
     weights = sum(
         file.stat().st_size for file in (ROOT / "models" / "tiny_judge").glob("*.safetensors")
     )
     assert (
         weights / 2 < made["judge_bytes_per_chip"] < 10 * weights
     )  # cut over two chips, for it has two key heads; and slots
-    parts = ("policy", "engine", "cache", "judge", "gradient", "optimizer", "temporary")
+    parts = ("policy", "engine", "cache", "judge", "user", "gradient", "optimizer", "temporary")
     assert made["peak_bytes_per_chip"] >= sum(made[f"{part}_bytes_per_chip"] for part in parts)

@@ -9,7 +9,7 @@ from stepaudio_jax.config import DataConfig
 from stepaudio_jax.data import Record
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.rl.packing import PackedRollouts
-from stepaudio_jax.rl.rollouts import Rollout
+from stepaudio_jax.rl.rollouts import PolicyTurn, Rollout
 from stepaudio_jax.text import ParsedReply
 
 DATA = DataConfig(batch_size=2, seq_len=40, audio_chunks_per_seq=2, mel_frames_per_chunk=80)
@@ -21,9 +21,7 @@ def rollout(group, prompt, reply, chunk_tokens=()):
     """Makes a rollout whose prompt begins with its audio tokens."""
     is_audio = np.arange(prompt) < sum(chunk_tokens)
     start = 100 * group
-    return Rollout(
-        group=group,
-        record=Record(f"r{group}", (), "s", f"file:{group}"),
+    turn = PolicyTurn(
         prompt_tokens=np.arange(start, start + prompt, dtype=np.int32),
         is_audio=is_audio,
         chunk_tokens=tuple(chunk_tokens),
@@ -32,6 +30,7 @@ def rollout(group, prompt, reply, chunk_tokens=()):
         parsed=ParsedReply("", ""),
         truncated=False,
     )
+    return Rollout(group, Record(f"r{group}", (), "s", f"file:{group}"), (turn,))
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def rollouts():
 
 def features_of(rollouts):
     """Returns features for each prompt; those of a chunk are all the same number, its own."""
-    counts = {rollout.group: len(rollout.chunk_tokens) for rollout in rollouts}
+    counts = {rollout.group: len(rollout.turns[0].chunk_tokens) for rollout in rollouts}
     return [
         np.stack([np.full((20, 6), 10 * group + chunk + 1, np.float32) for chunk in range(count)])
         if count
@@ -80,7 +79,7 @@ def test_every_rollout_is_in_the_batch_exactly_once(rollouts, packed):
             sequences.append((*batch.tokens[row][visible], targets[-1]))
             assert targets.tolist() == list(sequences[-1][-len(targets) :])
     assert sorted(sequences) == sorted(
-        (*rollout.prompt_tokens, *rollout.completion_tokens) for rollout in rollouts
+        (*rollout.turns[0].prompt_tokens, *rollout.completion_tokens) for rollout in rollouts
     )
     assert (batch.tokens[batch.segment_ids == 0] == PAD).all()
     assert (batch.targets[is_target == 0] == PAD).all()
@@ -117,12 +116,12 @@ def test_each_chunk_is_in_a_row_once_and_at_its_tokens(rollouts, packed):
             group, offset = divmod(int(batch.tokens[row, position]), 100)
             chunk, output = divmod(int(batch.audio_index[row, position]), OUTPUTS)
             (chunk_tokens,) = {
-                rollout.chunk_tokens for rollout in rollouts if rollout.group == group
+                rollout.turns[0].chunk_tokens for rollout in rollouts if rollout.group == group
             }
             is_second = offset >= chunk_tokens[0]
             assert batch.features[row, chunk, 0, 0] == 10 * group + is_second + 1
             assert output == offset - (chunk_tokens[0] if is_second else 0)
-    audio_tokens = [(rollout.group, sum(rollout.chunk_tokens)) for rollout in rollouts]
+    audio_tokens = [(rollout.group, sum(rollout.turns[0].chunk_tokens)) for rollout in rollouts]
     if batch.prefix_ids is not None:
         audio_tokens = list(set(audio_tokens))
     assert (batch.audio_index >= 0).sum() == sum(count for _, count in audio_tokens)

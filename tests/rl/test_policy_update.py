@@ -11,7 +11,7 @@ from stepaudio_jax.data import Record
 from stepaudio_jax.models import abstract_model
 from stepaudio_jax.rl.packing import PackedRollouts
 from stepaudio_jax.rl.policy_update import token_logprobs
-from stepaudio_jax.rl.rollouts import Rollout
+from stepaudio_jax.rl.rollouts import PolicyTurn, Rollout
 from stepaudio_jax.text import ParsedReply
 from tests.rl.small_stage import FLOAT32, base
 
@@ -26,19 +26,17 @@ def rollouts() -> list[Rollout]:
     for group, (prompt, chunk_tokens) in enumerate([(30, (10, 7)), (21, ())]):
         prompt_tokens = rng.integers(0, 256, prompt).astype(np.int32)
         for reply in rng.integers(1, 20, 3):
-            made.append(
-                Rollout(
-                    group=group,
-                    record=Record(f"r{group}", (), "s", f"file:{group}"),
-                    prompt_tokens=prompt_tokens,
-                    is_audio=(np.arange(prompt) >= 2) & (np.arange(prompt) < 2 + sum(chunk_tokens)),
-                    chunk_tokens=chunk_tokens,
-                    completion_tokens=rng.integers(0, 256, reply).astype(np.int32),
-                    sampler_logprobs=np.zeros(reply, np.float32),
-                    parsed=ParsedReply("", ""),
-                    truncated=False,
-                )
+            turn = PolicyTurn(
+                prompt_tokens=prompt_tokens,
+                is_audio=(np.arange(prompt) >= 2) & (np.arange(prompt) < 2 + sum(chunk_tokens)),
+                chunk_tokens=chunk_tokens,
+                completion_tokens=rng.integers(0, 256, reply).astype(np.int32),
+                sampler_logprobs=np.zeros(reply, np.float32),
+                parsed=ParsedReply("", ""),
+                truncated=False,
             )
+            record = Record(f"r{group}", (), "s", f"file:{group}")
+            made.append(Rollout(group, record, (turn,)))
     return made
 
 
@@ -84,7 +82,9 @@ def test_replies_do_not_see_each_other():
         )
         return packed.gather(np.asarray(logprobs))
 
-    other = dataclasses.replace(items[0], completion_tokens=items[0].completion_tokens[::-1] + 1)
+    turn = items[0].turns[0]
+    reversed_reply = dataclasses.replace(turn, completion_tokens=turn.completion_tokens[::-1] + 1)
+    other = dataclasses.replace(items[0], turns=(reversed_reply,))
     before, after = logprobs_of(items), logprobs_of([other, *items[1:]])
     assert np.abs(before[0] - after[0]).max() > 0.1
     for ours, theirs in zip(before[1:], after[1:], strict=True):

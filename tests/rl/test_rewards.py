@@ -18,7 +18,7 @@ from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.query import JudgeAnswer
 from stepaudio_jax.rl.advantages import PolicyLogprobs, compute_advantages, compute_loss_weights
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
-from stepaudio_jax.rl.rollouts import Rollout, _make_rollout
+from stepaudio_jax.rl.rollouts import PolicyTurn, Rollout, policy_turn
 from stepaudio_jax.text import Message, ParsedReply, TextPart
 from tests.generation.small_model import BYTES
 from tests.judge.fakes import FunctionBackend
@@ -28,18 +28,7 @@ HELLO = (Message(role="user", parts=(TextPart("Hello?"),)),)
 
 
 def rollout(reply="7", *, group=0, tokens=4, reasoning="so", problems=(), **record):
-    return Rollout(
-        group=group,
-        record=Record(
-            **{
-                "id": "r",
-                "messages": HELLO,
-                "source": "s",
-                "origin": "file:1",
-                "answer": "7",
-                **record,
-            }
-        ),
+    turn = PolicyTurn(
         prompt_tokens=np.zeros(3, np.int32),
         is_audio=np.zeros(3, bool),
         chunk_tokens=(),
@@ -48,6 +37,17 @@ def rollout(reply="7", *, group=0, tokens=4, reasoning="so", problems=(), **reco
         parsed=ParsedReply(reasoning, reply, problems),
         truncated=False,
     )
+    made = Record(
+        **{
+            "id": "r",
+            "messages": HELLO,
+            "source": "s",
+            "origin": "file:1",
+            "answer": "7",
+            **record,
+        }
+    )
+    return Rollout(group, made, (turn,))
 
 
 def longer_is_better(question):
@@ -95,7 +95,8 @@ def test_a_repetition_ended_early_is_penalised_like_a_reply_cut_at_the_limit():
             reason,
             end,
         )
-        made[reason] = _make_rollout(0, rollout().record, prompt, completion, BYTES)
+        turn = policy_turn(prompt, completion, BYTES)
+        made[reason] = Rollout(0, rollout().record, (turn,))
     assert [made[reason].truncated for reason in ("repetition", "length", "stop")] == [
         True,
         True,
@@ -204,7 +205,8 @@ def test_truncated_replies_are_masked_and_stay_in_the_baseline():
     import dataclasses
 
     rollouts = [rollout(str(number), group=0) for number in range(3)]
-    rollouts[2] = dataclasses.replace(rollouts[2], truncated=True)
+    cut = dataclasses.replace(rollouts[2].turns[0], truncated=True)
+    rollouts[2] = dataclasses.replace(rollouts[2], turns=(cut,))
     rewards = [Reward(value, {}) for value in (1.0, 0.0, 0.5)]
     config = PolicyGradient(rewards=(RewardConfig(format_weight=1.0),), mask_truncated=True)
     none = PolicyLogprobs(None, None, [np.zeros(4, np.float32)] * 3)

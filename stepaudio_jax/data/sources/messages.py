@@ -54,7 +54,7 @@ RECORD_KEYS = (
         "reference_meets",
     ),
     *("rejected_meets", "reference_critique", "rejected_critique", "answer", "label"),
-    *("sampling", "annotations"),
+    *("sampling", "annotations", "scenario", "reference_continuation"),
 )
 _MESSAGE_KEYS = ("role", "content", "reasoning_content", "loss", "weight")
 # record, messages, message, parts, part, segments, segment, attributes
@@ -144,6 +144,8 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
             value.get("rejected_critique"), f"{origin}: 'rejected_critique'"
         ),
         answer=_scalar_text(value.get("answer"), f"{origin}: 'answer'"),
+        scenario=_scalar_text(value.get("scenario"), f"{origin}: 'scenario'"),
+        reference_continuation=_parse_continuation(value.get("reference_continuation"), origin),
         label=label,
         sampling=_parse_sampling(value.get("sampling"), origin),
         annotations=parse_annotations(
@@ -330,6 +332,34 @@ def _parse_label(value: Any, numbered: Sequence[tuple[int, Message]], origin: st
             " end in one"
         )
     return value
+
+
+def _parse_continuation(value: Any, origin: str) -> tuple[Message, ...]:
+    """Returns the turns of a reference continuation, the assistant's first and last."""
+    if value is None:
+        return ()
+    what = f"{origin}: 'reference_continuation'"
+    if not is_json_list(value) or not value:
+        raise DataError(
+            f"{what} must be a list of messages that begins and ends with an assistant's, got"
+            f" {format_json(value)}"
+        )
+    turns = []
+    for number, item in enumerate(value, 1):
+        where = f"{what}, message {number}"
+        turn = _parse_message(item, where, folder="")
+        expected = "assistant" if number % 2 else "user"
+        if turn.role != expected:
+            raise DataError(
+                f"{where} is of the role {turn.role!r}, and the turns must be the assistant's and"
+                f" the user's in turn: write {expected!r}"
+            )
+        if turn.audio:
+            raise DataError(f"{where} has sound; write what is said as text")
+        turns.append(turn)
+    if len(turns) % 2 == 0:
+        raise DataError(f"{what} must end in the assistant's turn, and ends in the user's")
+    return tuple(turns)
 
 
 def _parse_margin(value: Any, origin: str) -> int | None:

@@ -46,7 +46,7 @@ def serialize_record(record: Record, clip_keys: ClipKeys) -> dict[str, Any]:
         reply = getattr(record, f"{side}_reply")
         if reply is not None:
             row |= _reply(side, getattr(record, f"{side}_reasoning"), reply)
-    for key in ("margin", "reference_critique", "rejected_critique", "answer", "label"):
+    for key in ("margin", "reference_critique", "rejected_critique", "answer", "scenario", "label"):
         value = getattr(record, key)
         if value is not None:
             row[key] = value
@@ -57,6 +57,10 @@ def serialize_record(record: Record, clip_keys: ClipKeys) -> dict[str, Any]:
     for key in ("reference_meets", "rejected_meets"):
         if getattr(record, key):
             row[key] = list(getattr(record, key))
+    if record.reference_continuation:
+        row["reference_continuation"] = [
+            _message(message, clip_keys) for message in record.reference_continuation
+        ]
     if record.sampling:
         row["sampling"] = dict(record.sampling)
     if record.annotations:
