@@ -46,6 +46,7 @@ from stepaudio_jax.config.stage import (
     Part,
     StageConfig,
 )
+from stepaudio_jax.config.teacher import TeacherEndpointConfig, TeacherInputs
 
 __all__ = [
     "MESH_AXES",
@@ -87,6 +88,8 @@ __all__ = [
     "ShardingRules",
     "SourceConfig",
     "StageConfig",
+    "TeacherEndpointConfig",
+    "TeacherInputs",
     "build",
     "check_reward_map",
     "check_seed",

@@ -54,7 +54,8 @@ _MUTABLE_COMPUTE_KEYS = re.compile(
     r"|stages\.\d+\.gradient_accumulation_steps"
 )
 # A run may need these to go on: what happens to records that cannot be used, the resources for
-# reading data, how the engine is placed on the devices, where the judge is and what it may use.
+# reading data, how the engine is placed on the devices, where judge and teacher are and what they
+# may use.
 _MUTABLE_STAGE_KEYS = re.compile(
     r"stages\.\d+\.("
     r"(evaluation\.)?data\."
@@ -62,7 +63,8 @@ _MUTABLE_STAGE_KEYS = re.compile(
     r"|clip_cache_dir|clip_cache_gb)"
     r"|objective\.rollout\.(slots|tensor)"
     r"|objective\.judge\.(url|api_key_env|max_tokens|timeout_s|retries|concurrency|slots"
-    r"|max_abstention_rate))"
+    r"|max_abstention_rate)"
+    r"|objective\.teacher_endpoint\.(url|api_key_env|timeout_s|retries|concurrency))"
 )
 
 
