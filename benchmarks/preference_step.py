@@ -1,4 +1,4 @@
-"""Pairs a second of a DPO step: beside TRL's DPOTrainer, and with shared prompts beside not.
+r"""Pairs a second of a DPO step: beside TRL's DPOTrainer, and with shared prompts beside not.
 
 `python -m benchmarks.preference_step` trains the 30 M-parameter decoder in fp32 on a CPU, with two
 threads. On text alone it is timed beside TRL's DPOTrainer, with a frozen copy of the policy for its
@@ -15,7 +15,7 @@ The sides take turns, each in a process of its own; ours begin with large memory
 programs do. Needs TRL, which works with the transformers and torch of the test extras:
 
     pip install --no-deps trl==1.16.0 datasets==5.2.0 accelerate==1.15.0 \
-      dill multiprocess xxhash pandas httpx
+      dill multiprocess xxhash pandas python-dateutil pytz httpx
 
 `--smoke` does little of each, to see whether it runs.
 """
@@ -27,7 +27,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -293,7 +293,7 @@ def trl_step(job: Job, losses: pathlib.Path | None = None) -> Step:
         init_parameters(job.model, jax.random.key(0), ComputeConfig(dtype="float32"))["decoder"],
     )
 
-    class TokenTrainer(DPOTrainer):  # type: ignore[misc]
+    class TokenTrainer(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset  # it has tokens already
 
@@ -369,7 +369,7 @@ def check_losses(ours: pathlib.Path, theirs: pathlib.Path) -> None:
         [float(line) for line in path.read_text(encoding="utf-8").splitlines()[:COMPARED_STEPS]]
         for path in (ours, theirs)
     ]
-    if not np.allclose(*of_sides, rtol=0, atol=MAX_LOSS_DIFFERENCE):
+    if not np.allclose(of_sides[0], of_sides[1], rtol=0, atol=MAX_LOSS_DIFFERENCE):
         raise RuntimeError(f"the losses of {OURS} and {PEER} differ: {of_sides}")
 
 
@@ -459,7 +459,7 @@ def compare_shared_prompts(pairs: int, rounds: int, steps: int) -> None:
 
 
 def time_sides(
-    sides: dict[str, Callable[[], Step]], ours: Sequence[str], rounds: int, steps: int
+    sides: Mapping[str, Callable[[], Step]], ours: Sequence[str], rounds: int, steps: int
 ) -> dict[str, float]:
     """Returns the median seconds of a step of each side; those named in `ours` are ours."""
     as_launched = allocator_environment(os.environ, keep_freed=True)

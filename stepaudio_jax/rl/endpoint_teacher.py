@@ -92,7 +92,7 @@ class EndpointTeacher:
             ConfigError: it returns none; it spells a token otherwise than the student's tokenizer,
                 or does not say how; or there is no key.
         """
-        result = None
+        result: tuple[str, Form | None] | None = None
         if jax.process_index() == 0:
             try:
                 result = "", self._find_form()
@@ -120,7 +120,7 @@ class EndpointTeacher:
             EndpointError: the server refuses, has no answer after all retries, or answers of other
                 tokens.
         """
-        result = None
+        result: tuple[str, list[list[float]]] | None = None
         if jax.process_index() == 0:
             try:
                 with ThreadPoolExecutor(self._config.concurrency) as pool:
