@@ -54,6 +54,7 @@ def run_distillation(
     teacher: pathlib.Path,
     folder: pathlib.Path,
     teacher_inputs: TeacherInputs,
+    steps: int | None = None,
 ) -> str:
     """Makes the student, distils the teacher into it, and evaluates both.
 
@@ -63,6 +64,7 @@ def run_distillation(
         teacher: the folder of the quickstart's model.
         folder: of the results.
         teacher_inputs: what the teacher is given of a clip.
+        steps: of distillation; None for as many as the quickstart's.
 
     Returns:
         The held-out KL before and after, and the table of accuracies, as text.
@@ -78,6 +80,9 @@ def run_distillation(
         for split in ("train", "validation"):
             write_word_turns(corpus / split, data_folder / split)
     run = distillation_config(config, data_folder, teacher, student, folder, teacher_inputs)
+    if steps is not None:
+        before, distil = run.stages
+        run = dataclasses.replace(run, stages=(before, dataclasses.replace(distil, steps=steps)))
     trained = sa.train(run)
     kl = [
         line.metrics["evaluation/student_kl"]
@@ -217,13 +222,19 @@ def main() -> None:
     )
     parser.add_argument("--teacher-inputs", choices=("audio", "transcripts"), default="audio")
     parser.add_argument("--output", type=user_path, default=None, help="folder of the results")
+    parser.add_argument("--steps", type=int, help="of distillation (default: the quickstart's)")
     arguments = parser.parse_args()
     output = arguments.output or pathlib.Path("runs/distillation") / arguments.teacher_inputs
     with exit_on_error(ON_INTERRUPT):
         config = load_config(arguments.config)
         print(
             run_distillation(
-                config, arguments.corpus, arguments.teacher, output, arguments.teacher_inputs
+                config,
+                arguments.corpus,
+                arguments.teacher,
+                output,
+                arguments.teacher_inputs,
+                arguments.steps,
             )
         )
 
