@@ -142,7 +142,12 @@ def compile_train_step(
         arguments: tuple[Any, ...] = (state, batch)
         if isinstance(stage.objective, Distillation):
             assert stage.objective.teacher is not None  # a server's scores rollouts
-            teacher_def = define_teacher(config, stage.objective.teacher, config.model)
+            teacher_def = define_teacher(
+                config,
+                stage.objective.teacher,
+                config.model,
+                inputs=stage.objective.teacher_inputs,
+            )
             arguments += (abstract_teacher(config, teacher_def, mesh),)
         step = jax.jit(
             make_stage_step(start.model_def, stage, start.optimizer, teacher_def),
