@@ -35,7 +35,7 @@ def test_the_reference_is_counted() -> None:
         plans[name] = plan_training(config, "dpo", parse_topology("v6e:2x2"), "quick")
     assert all(plan.fits for plan in plans.values())
     stored, copy, lora = (plans[name] for name in ("stored", "copy", "lora"))
-    # A copy in bf16 of what is trained in fp32 (the frozen encoder, in bf16 too, has none); its
+    # A copy in bf16 of what is trained in fp32, and none of the frozen encoder; its
     # forward pass is a third of training's products.
     assert copy.parameter_bytes_per_chip > 1.25 * stored.parameter_bytes_per_chip
     assert lora.parameter_bytes_per_chip < stored.parameter_bytes_per_chip
