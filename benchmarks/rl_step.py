@@ -18,7 +18,6 @@ import json
 import os
 import pathlib
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ import soundfile
 from benchmarks.allocator import allocator_environment
 from benchmarks.compare import Step, compare_speed
 from benchmarks.small_model import small_model
+from benchmarks.trl_steps import TrainerSteps
 from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.config import (
     ComputeConfig,
@@ -228,37 +228,13 @@ def our_step(letters: int) -> Step:
     ).run
 
 
-class _Gate:
-    """Lets a trainer's loop do one step at a time, by a callback of `trl_step`."""
-
-    def __init__(self) -> None:
-        self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
-        self.error: BaseException | None = None
-
-    def __call__(self) -> None:
-        self.go.release()
-        self.done.acquire()
-        if self.error is not None:
-            raise self.error
-
-
 def trl_step(letters: int) -> Step:
-    """Returns the same by TRL: its trainer runs in a thread, one step at a time."""
+    """Returns the same by TRL."""
     from datasets import Dataset
-    from transformers import AutoTokenizer, Qwen2ForCausalLM, TrainerCallback
+    from transformers import AutoTokenizer, Qwen2ForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
     from tests.qwen2 import qwen2_config
-
-    gate = _Gate()
-
-    class Pause(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            gate.go.acquire()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            gate.done.release()
-            gate.go.acquire()
 
     def reward(completions: list[str], **_: Any) -> list[float | None]:
         return [float(parity(completion, "")) for completion in completions]
@@ -284,24 +260,18 @@ def trl_step(letters: int) -> Step:
     # From a folder, since the trainer loads its reference from there.
     weights = tempfile.mkdtemp()
     Qwen2ForCausalLM(qwen2_config(cpu_model().decoder)).save_pretrained(weights)
-    trainer = GRPOTrainer(
-        model=weights,
-        reward_funcs=reward,
-        args=config,
-        train_dataset=Dataset.from_list([{"prompt": text} for text in questions(letters)]),
-        processing_class=AutoTokenizer.from_pretrained(BASE, padding_side="left"),
-        callbacks=[Pause()],
-    )
 
-    def work() -> None:
-        try:
-            trainer.train()
-        except BaseException as error:  # raised where the step is waited for
-            gate.error = error
-            gate.done.release()
+    def make_trainer(callbacks: list[Any]) -> Any:
+        return GRPOTrainer(
+            model=weights,
+            reward_funcs=reward,
+            args=config,
+            train_dataset=Dataset.from_list([{"prompt": text} for text in questions(letters)]),
+            processing_class=AutoTokenizer.from_pretrained(BASE, padding_side="left"),
+            callbacks=callbacks,
+        )
 
-    threading.Thread(target=work, daemon=True).start()
-    return gate
+    return TrainerSteps(make_trainer)
 
 
 def phases(steps: Sequence[Mapping[str, float]]) -> str:

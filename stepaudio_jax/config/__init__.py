@@ -53,6 +53,7 @@ from stepaudio_jax.config.stage import (
     Part,
     StageConfig,
 )
+from stepaudio_jax.config.teacher import TeacherEndpointConfig, TeacherInputs
 
 __all__ = [
     "MESH_AXES",
@@ -96,6 +97,8 @@ __all__ = [
     "SimulatedUserConfig",
     "SourceConfig",
     "StageConfig",
+    "TeacherEndpointConfig",
+    "TeacherInputs",
     "build",
     "check_reward_map",
     "check_seed",

@@ -12,6 +12,7 @@ from stepaudio_jax.config.checks import (
     expand_paths,
 )
 from stepaudio_jax.config.objectives import PolicyGradient, RolloutConfig
+from stepaudio_jax.config.teacher import TeacherEndpointConfig, TeacherInputs, check_teacher
 from stepaudio_jax.errors import ConfigError
 
 
@@ -19,13 +20,19 @@ from stepaudio_jax.errors import ConfigError
 class Distillation:
     """Learns the distribution of a teacher: on the replies of dialogues, or on the policy's own.
 
-    The teacher is a model with the same vocabulary, larger or not, which is computed on the same
-    mesh. It hears the same sound by its own encoder.
+    The teacher is a model with the same vocabulary, larger or not: one that is computed on the same
+    mesh and hears the same sound by its own encoder, or one behind a server, which reads.
     """
 
     name: ClassVar[str] = "distillation"
 
-    teacher: str  # folder of the teacher: a checkpoint of this project, or a Hugging Face folder
+    # Folder of the teacher: a checkpoint of this project, or a Hugging Face folder; None with
+    # teacher_endpoint.
+    teacher: str | None = None
+    teacher_endpoint: TeacherEndpointConfig = TeacherEndpointConfig()  # a teacher behind a server
+    # "audio": the teacher is given the sound that the student hears. "transcripts": each clip's
+    # transcript in its place.
+    teacher_inputs: TeacherInputs = "audio"
     # Whether the policy's own replies are scored, token by token (reverse KL), instead of the
     # replies of the data, which then ends in a user's turn.
     on_policy: bool = False
@@ -46,6 +53,17 @@ class Distillation:
         check_floats(self)
         check_not_empty(self, "teacher")
         expand_paths(self, "teacher")
+        if self.teacher is None and self.teacher_endpoint.url is None:
+            raise ConfigError(
+                "there is no teacher: set teacher to its folder, or teacher_endpoint.url and "
+                "teacher_endpoint.model"
+            )
+        check_teacher(
+            self.teacher,
+            self.teacher_endpoint,
+            self.rollout.temperature,
+            on_policy=self.on_policy,
+        )
         check_fractions(self, "beta")
         check_positive(self, "temperature", "epochs", "minibatches")
         check_not_negative(self, "next_token_coef")
@@ -70,6 +88,8 @@ class Distillation:
         return PolicyGradient(
             rollout=self.rollout,
             teacher=self.teacher,
+            teacher_endpoint=self.teacher_endpoint,
+            teacher_inputs=self.teacher_inputs,
             kl_coef=1.0,
             epochs=self.epochs,
             minibatches=self.minibatches,

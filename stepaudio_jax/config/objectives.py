@@ -18,6 +18,7 @@ from stepaudio_jax.config.checks import (
 )
 from stepaudio_jax.config.rewards import JudgeConfig, RewardConfig
 from stepaudio_jax.config.simulated_user import SimulatedUserConfig
+from stepaudio_jax.config.teacher import TeacherEndpointConfig, TeacherInputs, check_teacher
 from stepaudio_jax.errors import ConfigError
 
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
@@ -183,6 +184,10 @@ class PolicyGradient:
     kl_placement: Literal["loss", "reward"] = "loss"  # where the KL is added
     # Folder of a model of the same vocabulary that stands for the reference policy.
     teacher: str | None = None
+    teacher_endpoint: TeacherEndpointConfig = TeacherEndpointConfig()  # such a model, on a server
+    # "audio": the teacher is given the sound that the policy hears. "transcripts": each clip's
+    # transcript in its place.
+    teacher_inputs: TeacherInputs = "audio"
     kl_target: float | None = None  # adapts beta towards this KL of a reply, in nats
     kl_horizon: int = 10_000  # replies over which beta adapts
     # Steps after which the policy becomes the reference policy, again and again; 0: never.
@@ -222,7 +227,12 @@ class PolicyGradient:
     @property
     def needs_reference_params(self) -> bool:
         """Returns whether the policy at the start of the stage is kept."""
-        return self.has_reference and self.teacher is None
+        return self.has_reference and not self.has_teacher
+
+    @property
+    def has_teacher(self) -> bool:
+        """Returns whether another model stands for the reference policy."""
+        return self.teacher is not None or self.teacher_endpoint.url is not None
 
     @property
     def has_reference(self) -> bool:
@@ -295,15 +305,21 @@ class PolicyGradient:
                     )
         check_not_empty(self, "teacher")
         expand_paths(self, "teacher")
-        if self.teacher is not None and not self.has_reference:
+        check_teacher(self.teacher, self.teacher_endpoint, self.rollout.temperature, on_policy=True)
+        name = "teacher_endpoint.url" if self.teacher is None else f"teacher={self.teacher!r}"
+        if self.has_teacher and not self.has_reference:
             raise ConfigError(
-                f"teacher={self.teacher!r} needs kl_coef above 0: without it nothing is learnt from"
-                " the teacher"
+                f"{name} needs kl_coef above 0: without it nothing is learnt from the teacher"
             )
-        if self.teacher is not None and self.reference_refresh_steps:
+        if self.has_teacher and self.reference_refresh_steps:
             raise ConfigError(
                 f"reference_refresh_steps={self.reference_refresh_steps} refreshes the reference "
-                f"policy, and teacher={self.teacher!r} stands for it: give one of them"
+                f"policy, and {name} stands for it: give one of them"
+            )
+        if self.teacher_inputs != "audio" and not self.has_teacher:
+            raise ConfigError(
+                f"teacher_inputs={self.teacher_inputs!r} is for a teacher, and there is none: leave"
+                " it out"
             )
         if self.reference_refresh_steps and not self.has_reference:
             raise ConfigError(
@@ -393,7 +409,7 @@ class PolicyGradient:
             ConfigError: all advantages are 0, or all those of one reward.
         """
         rollout = self.rollout
-        if not self.rewards and self.teacher is not None:
+        if not self.rewards and self.has_teacher:
             return  # the KL to the teacher is all that is learnt from
         if self.advantage_estimator == "gae":
             if rollout.num_prompts * rollout.num_generations * rollout.max_new_tokens == 1:

@@ -157,6 +157,16 @@ class StageConfig:
             self._check_policy_gradient(self.policy_gradient)
         if isinstance(self.objective, Preference):
             self._check_preference(self.objective)
+        if (
+            isinstance(self.objective, Distillation | PolicyGradient)
+            and self.objective.teacher_inputs == "transcripts"
+            and self.data.augmentation.silence_probability > 0
+        ):
+            raise ConfigError(
+                "data.augmentation.silence_probability silences what the student hears, and with "
+                "objective.teacher_inputs='transcripts' the teacher would still read it: leave one "
+                "of them out"
+            )
 
     @property
     def num_updates(self) -> int:
@@ -176,6 +186,12 @@ class StageConfig:
         if isinstance(self.objective, Distillation):
             return self.objective.on_policy
         return isinstance(self.objective, PolicyGradient)
+
+    @property
+    def teacher_reads(self) -> bool:
+        """Returns whether a teacher reads the dialogues of the data, and does not hear them."""
+        objective = self.objective
+        return isinstance(objective, Distillation) and objective.teacher_inputs == "transcripts"
 
     @property
     def policy_gradient(self) -> PolicyGradient:
@@ -231,7 +247,7 @@ class StageConfig:
 
     def _check_policy_gradient(self, objective: PolicyGradient) -> None:
         """Checks what reinforcement learning needs, and what it does not support."""
-        if not objective.rewards and objective.teacher is None:
+        if not objective.rewards and not objective.has_teacher:
             raise ConfigError(
                 "objective.rewards is empty: policy_gradient needs at least one reward"
             )

@@ -20,7 +20,7 @@ from stepaudio_jax.audio.lengths import (
 from stepaudio_jax.config import AuxiliaryConfig, DataConfig, ModelConfig
 from stepaudio_jax.data.labels import label_sizes
 from stepaudio_jax.data.preference_pairs import MIN_PAIR_TOKENS, REPLIES_PER_PAIR, PairFormat
-from stepaudio_jax.data.record import AudioChunk, Example, PairTargets
+from stepaudio_jax.data.record import AudioChunk, Example, PairTargets, TeacherView
 from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.text import Tokenizer
 
@@ -76,6 +76,24 @@ class PairBatch:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class TeacherBatch:
+    """Holds the rows of a teacher that reads what the student hears; they have no sound.
+
+    Attributes:
+        tokens, positions, segment_ids: as of `Batch`; the same dialogues with transcripts in place
+            of their clips.
+        target_index: the position in the teacher's row that predicts the target here, where the
+            loss counts it; else -1.
+    """
+
+    tokens: Int32[Array, "B T"]
+    positions: Int32[Array, "B T"]
+    segment_ids: Int32[Array, "B T"]
+    target_index: Int32[Array, "B T"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """Holds packed, padded dialogues. A row's audio stays in its row.
 
@@ -91,6 +109,7 @@ class Batch:
             embeddings per chunk + offset; -1 for text.
         auxiliary: labels for the auxiliary losses, or None.
         pairs: of a stage with preferences; else None.
+        teacher: of a stage whose teacher reads transcripts; else None.
     """
 
     tokens: Int32[Array, "B T"]
@@ -103,6 +122,7 @@ class Batch:
     audio_index: Int32[Array, "B T"]
     auxiliary: AuxiliaryLabels | None = None
     pairs: PairBatch | None = None
+    teacher: TeacherBatch | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,6 +138,7 @@ class BatchShape:
         max_words, num_attributes: sizes of `AuxiliaryLabels`; None if the batch has none.
         pairs: P, the most pairs of a row; None without preferences.
         shares_prompt, has_reference_logprobs: whether `PairBatch` has these arrays.
+        teacher_reads: whether there is a `TeacherBatch`.
     """
 
     seq_len: int
@@ -130,6 +151,7 @@ class BatchShape:
     pairs: int | None = None
     shares_prompt: bool = False
     has_reference_logprobs: bool = False
+    teacher_reads: bool = False
 
 
 def batch_shape(
@@ -138,6 +160,7 @@ def batch_shape(
     *,
     pad_token: int,
     pair_format: PairFormat | None = None,
+    teacher_reads: bool = False,
 ) -> BatchShape:
     """Returns the sizes that a configuration asks for."""
     max_words, num_attributes = None, None
@@ -158,6 +181,7 @@ def batch_shape(
         has_reference_logprobs=(
             pair_format is not None and pair_format.reference_logprobs is not None
         ),
+        teacher_reads=teacher_reads,
     )
 
 
@@ -216,6 +240,10 @@ def abstract_batch(rows: int, shape: BatchShape) -> Batch:
                 else None
             ),
         )
+    teacher = None
+    if shape.teacher_reads:
+        names = [field.name for field in dataclasses.fields(TeacherBatch)]
+        teacher = TeacherBatch(**{name: array(np.int32, seq_len) for name in names})
     return Batch(
         tokens=array(np.int32, seq_len),
         targets=array(np.int32, seq_len),
@@ -227,6 +255,7 @@ def abstract_batch(rows: int, shape: BatchShape) -> Batch:
         audio_index=array(np.int32, seq_len),
         auxiliary=labels,
         pairs=pairs,
+        teacher=teacher,
     )
 
 
@@ -250,9 +279,13 @@ def collate(rows: Sequence[Sequence[Example]], shape: BatchShape) -> Batch:
             batch.pairs.prefix_ids[:] = -1
         if batch.pairs.reference_logprobs is not None:
             batch.pairs.reference_logprobs[:] = np.nan
+    if batch.teacher is not None:
+        batch.teacher.tokens[:] = shape.pad_token
+        batch.teacher.target_index[:] = -1
     embeddings_per_chunk = audio_embeddings_per_chunk(shape.mel_frames)
     for row, examples in enumerate(rows):
         start, chunk, segment = 0, 0, 1  # the first free token, chunk and segment id of the row
+        teacher_start = 0  # the first free token of the teacher's row
         for number, example in enumerate(examples):
             span = np.s_[row, start : start + example.tokens.size]
             batch.tokens[span] = example.tokens
@@ -268,6 +301,9 @@ def collate(rows: Sequence[Sequence[Example]], shape: BatchShape) -> Batch:
                 chunk += 1
             if batch.pairs is not None and example.pair is not None:
                 _copy_pair(batch.pairs, span, number, segment, example.pair)
+            if batch.teacher is not None and example.teacher is not None:
+                _copy_teacher(batch.teacher, span, teacher_start, segment, example.teacher)
+                teacher_start += example.teacher.tokens.size
             start += example.tokens.size
             segment += example.num_segments
     return batch
@@ -284,6 +320,25 @@ def _copy_chunk(batch: Batch, row: int, index: int, chunk: AudioChunk) -> None:
         batch.auxiliary.ctc_words[row, index, : len(chunk.labels.words)] = chunk.labels.words
         batch.auxiliary.ctc_weight[row, index] = 1
     batch.auxiliary.attributes[row, index] = chunk.labels.attributes
+
+
+def _copy_teacher(
+    batch: TeacherBatch, span: tuple[int, slice], start: int, segment: int, view: TeacherView
+) -> None:
+    """Copies what a teacher reads of an example.
+
+    Args:
+        batch: to copy into.
+        span: the row and the tokens of the example.
+        start: the first free token of the teacher's row.
+        segment: id of the example's first segment.
+        view: to copy.
+    """
+    here = np.s_[span[0], start : start + view.tokens.size]
+    batch.tokens[here] = view.tokens
+    batch.positions[here] = view.positions
+    batch.segment_ids[here] = view.segment_ids + segment
+    batch.target_index[span] = np.where(view.target_index < 0, -1, view.target_index + start)
 
 
 def _copy_pair(

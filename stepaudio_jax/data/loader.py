@@ -53,6 +53,7 @@ def batches(
     auxiliary: AuxiliaryConfig | None = None,
     rows: Sequence[int] | None = None,
     pair_format: PairFormat | None = None,
+    teacher_reads: bool = False,
 ) -> "BatchIterator":
     """Returns endless training batches.
 
@@ -68,6 +69,7 @@ def batches(
         rows: the rows of the global batch that this process computes (`parallel.local_rows`); None
             for all.
         pair_format: how records of preferences become examples; None for dialogues.
+        teacher_reads: whether batches have what a teacher reads in place of the sound.
 
     Raises:
         DataError: a source has no file or no record; later, from the iterator, a record cannot be
@@ -84,7 +86,14 @@ def batches(
         blocks=[source.blocks() for source in sources],
     )
     prepare = Preprocessor(
-        config, tokenizer, model, auxiliary, sources, seed=seed, pair_format=pair_format
+        config,
+        tokenizer,
+        model,
+        auxiliary,
+        sources,
+        seed=seed,
+        pair_format=pair_format,
+        teacher_reads=teacher_reads,
     )
     return BatchIterator(
         _PackedBatchIterator(config, sources, streams, prepare, seed=seed, rows=rows),
@@ -102,14 +111,15 @@ def evaluation_batches(
     count: int | None = None,
     sources: Sequence[AnySource] | None = None,
     pair_format: PairFormat | None = None,
+    teacher_reads: bool = False,
 ) -> "BatchIterator":
     """Returns batches with every record once, in a fixed order, not augmented.
 
     The last batches are filled up with empty rows.
 
     Args:
-        config, tokenizer, model, auxiliary, rows, pair_format: as for `batches`. Sources' weights
-            do not apply.
+        config, tokenizer, model, auxiliary, rows, pair_format, teacher_reads: as for `batches`.
+            Sources' weights do not apply.
         count: the number of batches, empty ones once the records are used up, so that several
             processes agree on it. None: as many as this process's records fill.
         sources: of `config`, if they are open already, by `open_stage_sources`.
@@ -125,7 +135,14 @@ def evaluation_batches(
         sources = open_stage_sources(config, tokenizer, model)
     streams = evaluation_streams([len(source) for source in sources], rows=config.batch_size)
     prepare = Preprocessor(
-        config, tokenizer, model, auxiliary, sources, seed=0, pair_format=pair_format
+        config,
+        tokenizer,
+        model,
+        auxiliary,
+        sources,
+        seed=0,
+        pair_format=pair_format,
+        teacher_reads=teacher_reads,
     )
     iterator = _PackedBatchIterator(
         config, sources, streams, prepare, seed=0, rows=rows, count=count

@@ -85,7 +85,7 @@ class OpenRow:
         """Appends an example."""
         self.examples.append(example)
         self.stream_positions.append(stream_position)
-        self.tokens += example.tokens.size
+        self.tokens += example.row_tokens
         self.chunks += len(example.chunks)
 
 
@@ -176,7 +176,7 @@ class RowPacker:
         fitting = [
             row
             for row in self._open
-            if row.tokens + example.tokens.size <= tokens
+            if row.tokens + example.row_tokens <= tokens
             and row.chunks + len(example.chunks) <= chunks
         ]
         if fitting:

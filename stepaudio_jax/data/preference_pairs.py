@@ -201,6 +201,7 @@ def join_replies(
             record=record,
             reference_logprobs=reference_logprobs,
         ),
+        teacher=None,
     )
 
 

@@ -56,6 +56,7 @@ from stepaudio_jax.data.split_source import (
     open_stage_sources,
     part_indices,
 )
+from stepaudio_jax.data.teacher_views import join_read_views, read_view
 from stepaudio_jax.data.views import RowLimits, ViewRenderer
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.storage import format_path
@@ -99,6 +100,7 @@ class Preprocessor:
         sources: the records, in the order of `config.sources`, as `open_stage_sources` opens them.
         seed: of the augmentation.
         pair_format: how records of preferences become examples; None for dialogues.
+        teacher_reads: whether examples have what a teacher reads in place of the sound.
 
     Raises:
         ConfigError: the sizes contradict the model, or the cache of clips cannot be used.
@@ -114,6 +116,7 @@ class Preprocessor:
         *,
         seed: int,
         pair_format: PairFormat | None = None,
+        teacher_reads: bool = False,
     ):
         check_sizes(config, tokenizer, model)
         self._config = config
@@ -135,8 +138,13 @@ class Preprocessor:
         self._sources = sources
         self._seed = seed
         self._pair_format = pair_format
+        self._teacher_reads = teacher_reads
         self.shape = batch_shape(
-            config, auxiliary, pad_token=tokenizer.special.pad, pair_format=pair_format
+            config,
+            auxiliary,
+            pad_token=tokenizer.special.pad,
+            pair_format=pair_format,
+            teacher_reads=teacher_reads,
         )
 
     def __call__(self, visit: Visit) -> PreparedRecord:
@@ -165,7 +173,11 @@ class Preprocessor:
         """
         settings = (self._config, self._tokenizer, self._model, self._auxiliary, self._seed)
         return functools.partial(
-            _open_preprocessor, *settings, self._pair_format, part_indices(self._sources)
+            _open_preprocessor,
+            *settings,
+            self._pair_format,
+            self._teacher_reads,
+            part_indices(self._sources),
         )
 
     def examples(self, record: Record, rng: np.random.Generator) -> tuple[Example, ...]:
@@ -180,10 +192,34 @@ class Preprocessor:
         """
 
         def prepare(augmentation: AugmentationConfig) -> tuple[Example, ...]:
-            rendered = self._render(self._views.split(record.messages), augmentation, rng)
-            return tuple(self._join(group, rendered) for group in self._group(rendered.views))
+            dialogues = self._views.split(record.messages)
+            rendered = self._render(dialogues, augmentation, rng)
+            read = self._read_views(dialogues)
+            return tuple(
+                self._join(rendered.views[group], read[group], rendered)
+                for group in self._group(rendered.views, read)
+            )
 
         return self._prepare(record, prepare)
+
+    def _read_views(self, dialogues: Sequence[tuple[Message, ...]]) -> list[TokenizedDialogue]:
+        """Returns what a teacher reads of each view; nothing unless it reads.
+
+        Raises:
+            TextError: a clip has no transcript.
+            DataError: of the kind "too_long".
+        """
+        if not self._teacher_reads:
+            return []
+        views = [read_view(messages, self._views) for messages in dialogues]
+        longest = max(view.tokens.size for view in views)
+        if longest > self._limits.tokens:
+            raise DataError(
+                f"with transcripts in place of its clips the dialogue takes {longest} tokens, more"
+                f" than {self._limits.tokens_name}={self._limits.tokens}; raise it",
+                kind="too_long",
+            )
+        return views
 
     def _pair_example(self, record: Record, rng: np.random.Generator, visit: Visit) -> Example:
         """Returns the example of a record of preferences, whose replies share its clips.
@@ -269,6 +305,7 @@ class Preprocessor:
                 self._check_fits(view, clips)
             if self._pair_format is not None:
                 self._check_pair_fits(views)
+            self._read_views(dialogues)
             for clip in clips.values():
                 if self._label_encoder and clip.num_encoded_chunks:
                     self._label_encoder.label(clip.part, tuple(filter(None, clip.chunk_tokens)))
@@ -389,27 +426,33 @@ class Preprocessor:
             for waveform, label in zip(waveforms, labels, strict=True)
         ]
 
-    def _group(self, views: Sequence[TokenizedDialogue]) -> list[list[TokenizedDialogue]]:
+    def _group(
+        self, views: Sequence[TokenizedDialogue], read: Sequence[TokenizedDialogue]
+    ) -> list[slice]:
         """Groups neighbouring views that share a clip, so that it is encoded once for all of them.
 
-        A group has at most as many tokens as a row. Each view's clips are among the next one's (the
-        history only grows), so a group has the chunks of its last view.
+        A group has at most as many tokens as a row, and so has what a teacher reads of it. Each
+        view's clips are among the next one's (the history only grows), so a group has the chunks of
+        its last view.
         """
-        groups: list[list[TokenizedDialogue]] = []
-        for view in views:
-            if (
-                groups
-                and groups[-1][-1].clip_names & view.clip_names
-                and sum(other.tokens.size for other in groups[-1]) + view.tokens.size
-                <= self._config.seq_len
-            ):
-                groups[-1].append(view)
-            else:
-                groups.append([view])
+        groups: list[slice] = []
+        for index, view in enumerate(views):
+            if groups and views[index - 1].clip_names & view.clip_names:
+                group = slice(groups[-1].start, index + 1)
+                sizes = (sum(other.tokens.size for other in all_[group]) for all_ in (views, read))
+                if max(sizes) <= self._config.seq_len:
+                    groups[-1] = group
+                    continue
+            groups.append(slice(index, index + 1))
         return groups
 
-    def _join(self, views: Sequence[TokenizedDialogue], rendered: "_Rendered") -> Example:
-        """Joins a group of views into one example."""
+    def _join(
+        self,
+        views: Sequence[TokenizedDialogue],
+        read: Sequence[TokenizedDialogue],
+        rendered: "_Rendered",
+    ) -> Example:
+        """Joins a group of views, and what a teacher reads of them, into one example."""
         names = list(dict.fromkeys(name for view in views for _, name in view.clips))
         clips, first_chunk = rendered.clips, rendered.first_chunks(names)
         pad = np.int32(self._tokenizer.special.pad)
@@ -426,6 +469,7 @@ class Preprocessor:
                 [self._audio_index(view, clips, first_chunk) for view in views]
             ),
             chunks=tuple(chunk for name in names for chunk in rendered.chunks[name]),
+            teacher=join_read_views(views, read) if read else None,
         )
 
     def _audio_index(
@@ -467,11 +511,19 @@ def _open_preprocessor(
     auxiliary: AuxiliaryConfig | None,
     seed: int,
     pair_format: PairFormat | None,
+    teacher_reads: bool,
     indices: Sequence[PartIndex | None],
 ) -> Preprocessor:
     sources = open_stage_sources(config, tokenizer, model, indices)
     return Preprocessor(
-        config, tokenizer, model, auxiliary, sources, seed=seed, pair_format=pair_format
+        config,
+        tokenizer,
+        model,
+        auxiliary,
+        sources,
+        seed=seed,
+        pair_format=pair_format,
+        teacher_reads=teacher_reads,
     )
 
 

@@ -188,6 +188,24 @@ class PairTargets:
 
 
 @dataclasses.dataclass(frozen=True)
+class TeacherView:
+    """Holds what a teacher reads of an example; S is its number of tokens, T the example's.
+
+    Attributes:
+        tokens: of the views, with transcripts in place of clips.
+        positions: from 0 in each view.
+        segment_ids: 0, 1, .. for the views.
+        target_index: where in these tokens each of the example's targets in the loss is predicted;
+            -1 for targets that the loss does not count.
+    """
+
+    tokens: Int32[np.ndarray, " S"]
+    positions: Int32[np.ndarray, " S"]
+    segment_ids: Int32[np.ndarray, " S"]
+    target_index: Int32[np.ndarray, " T"]
+
+
+@dataclasses.dataclass(frozen=True)
 class Example:
     """Holds what is packed in one piece: training views of one record that share its audio.
 
@@ -202,6 +220,7 @@ class Example:
         audio_index: chunk (of this example) * embeddings per chunk + offset; -1 for text.
         chunks: the audio chunks that have tokens, in order.
         pair: of a preference record, whose views are its replies; else None.
+        teacher: where a teacher reads what the student hears; else None.
     """
 
     tokens: Int32[np.ndarray, " T"]
@@ -212,6 +231,13 @@ class Example:
     audio_index: Int32[np.ndarray, " T"]
     chunks: tuple[AudioChunk, ...]
     pair: PairTargets | None = None
+    teacher: TeacherView | None = None
+
+    @property
+    def row_tokens(self) -> int:
+        """Returns the tokens of a row that it takes: its own, or the teacher's if they are more."""
+        views = (self,) if self.teacher is None else (self, self.teacher)
+        return max(int(view.tokens.size) for view in views)
 
     @property
     def num_segments(self) -> int:

@@ -11,8 +11,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from stepaudio_jax.config import JudgeConfig
 from stepaudio_jax.errors import ConfigError, EndpointError
@@ -21,6 +21,7 @@ MAX_BACKOFF_S = 60.0
 MAX_RESPONSE_BYTES = 16 * 2**20
 _RETRYABLE_STATUS = {408, 409, 425, 429}  # and every 5xx
 _SECONDS = re.compile(r"[0-9]{1,300}(\.[0-9]{1,300})?")
+_Answer = TypeVar("_Answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,25 @@ class ChatEndpoint:
             EndpointError: the server refuses, or has no answer after all retries.
             ConfigError: there is no key.
         """
-        request = self._request({"model": self.model, "messages": messages, **settings})
+        body = {"model": self.model, "messages": messages, **settings}
+        return self.post("chat/completions", body, _parse_completion)
+
+    def post(
+        self, path: str, body: Mapping[str, Any], parse: Callable[[bytes], _Answer]
+    ) -> _Answer:
+        """Returns the parsed answer to a request; may be called from many threads.
+
+        Args:
+            path: below the address of the API.
+            body: of the request.
+            parse: reads the body of an answer; raises a ValueError where it is malformed, after
+                which the server is asked again.
+
+        Raises:
+            EndpointError: the server refuses, or has no answer after all retries.
+            ConfigError: there is no key.
+        """
+        request = self._request(path, body)
         problem, wait_s = "", self.initial_backoff_s
         for attempt in range(self.retries + 1):
             if attempt:
@@ -99,7 +118,7 @@ class ChatEndpoint:
                 wait_s = min(2 * wait_s, MAX_BACKOFF_S)
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
-                    return _parse_completion(response.read(MAX_RESPONSE_BYTES + 1))
+                    return parse(_within_limit(response.read(MAX_RESPONSE_BYTES + 1)))
             except urllib.error.HTTPError as error:
                 problem = f"status {error.code}: {_error_excerpt(error)}"
                 if error.code not in _RETRYABLE_STATUS and error.code < 500:
@@ -117,7 +136,7 @@ class ChatEndpoint:
             f" {problem}"
         )
 
-    def _request(self, body: Mapping[str, Any]) -> urllib.request.Request:
+    def _request(self, path: str, body: Mapping[str, Any]) -> urllib.request.Request:
         headers = {"Content-Type": "application/json"}
         url, credentials = split_credentials(self.url)
         if credentials and self.api_key_env:
@@ -130,7 +149,7 @@ class ChatEndpoint:
         if self.api_key_env:
             headers["Authorization"] = f"Bearer {read_api_key(self.api_key_env)}"
         return urllib.request.Request(
-            f"{url}/chat/completions", json.dumps(body).encode(), headers, method="POST"
+            f"{url}/{path}", json.dumps(body).encode(), headers, method="POST"
         )
 
 
@@ -180,17 +199,30 @@ def _error_excerpt(error: urllib.error.HTTPError) -> str:
         return f"({type(broken).__name__}: {broken})"
 
 
+def load_json(body: bytes) -> Any:
+    """Returns the JSON value of a response, whole numbers as floats.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+    # Python refuses to convert integers of more than 4300 digits; floats have no such limit.
+    return json.loads(body.decode("utf-8-sig", errors="replace"), parse_int=float)
+
+
+def _within_limit(body: bytes) -> bytes:
+    if len(body) > MAX_RESPONSE_BYTES:
+        raise ValueError(f"a response of more than {MAX_RESPONSE_BYTES} bytes")
+    return body
+
+
 def _parse_completion(body: bytes) -> ChatCompletion:
     """Returns what a chat completion says.
 
     Raises:
         ValueError: the body is no chat completion.
     """
-    if len(body) > MAX_RESPONSE_BYTES:
-        raise ValueError(f"a response of more than {MAX_RESPONSE_BYTES} bytes")
     try:
-        # Python refuses to convert integers of more than 4300 digits; floats have no such limit.
-        completion = json.loads(body.decode("utf-8-sig", errors="replace"), parse_int=float)
+        completion = load_json(body)
         choice = completion["choices"][0]
         message, reason = choice["message"], choice.get("finish_reason")
         content = message["content"]

@@ -127,7 +127,13 @@ def compile_train_step(
                 config.compute, stage.objective.replies_per_record
             )
             pair_format = PairFormat(stage.objective, shares_prompt, stored)
-        shape = batch_shape(stage.data, stage.auxiliary, pad_token=0, pair_format=pair_format)
+        shape = batch_shape(
+            stage.data,
+            stage.auxiliary,
+            pad_token=0,
+            pair_format=pair_format,
+            teacher_reads=stage.teacher_reads,
+        )
         rows = batch_sharding(config.compute.rules, mesh)
         batch = jax.tree.map(
             lambda leaf: abstract_array(leaf, rows), abstract_batch(stage.data.batch_size, shape)
@@ -135,7 +141,13 @@ def compile_train_step(
         teacher_def = None
         arguments: tuple[Any, ...] = (state, batch)
         if isinstance(stage.objective, Distillation):
-            teacher_def = define_teacher(config, stage.objective.teacher, config.model)
+            assert stage.objective.teacher is not None  # a server's scores rollouts
+            teacher_def = define_teacher(
+                config,
+                stage.objective.teacher,
+                config.model,
+                inputs=stage.objective.teacher_inputs,
+            )
             arguments += (abstract_teacher(config, teacher_def, mesh),)
         step = jax.jit(
             make_stage_step(start.model_def, stage, start.optimizer, teacher_def),

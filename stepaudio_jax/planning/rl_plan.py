@@ -122,8 +122,12 @@ def _make_rl_plan(config: Config, index: int, topology: Topology, effort: Effort
     check_batch_divisible(config, mesh)
     update = _compile_update(config, index, mesh, topology.kind, effort)
     teacher = None
-    if (folder := stage.policy_gradient.teacher) is not None:
-        teacher = abstract_teacher(config, define_teacher(config, folder, config.model), mesh)
+    objective = stage.policy_gradient
+    if objective.teacher is not None:
+        teacher_def = define_teacher(
+            config, objective.teacher, config.model, inputs=objective.teacher_inputs
+        )
+        teacher = abstract_teacher(config, teacher_def, mesh)
     bytes_by_part: dict[str, Any] = {
         "policy_bytes_per_chip": bytes_per_device(
             (

@@ -1,5 +1,8 @@
 """The check of an RL stage's data, rewards and judge, before a run writes anything."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 
 from stepaudio_jax import hub
@@ -11,22 +14,26 @@ from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.judge.endpoint import read_api_key
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.parallel import all_gather_json
+from stepaudio_jax.rl.endpoint_teacher import EndpointTeacher
 from stepaudio_jax.rl.prompts import PromptStream
 from stepaudio_jax.rl.rewards import RewardFunction
 from stepaudio_jax.rl.simulated_user import UserPrompt
 from stepaudio_jax.rl.speech import check_speech_command
+from stepaudio_jax.rl.teacher import teacher_check
 from stepaudio_jax.training.stage_context import StageContext
 
 
 def check_policy_data(context: StageContext, checker: DataChecker) -> None:
-    """Checks a stage's data, its rewards, its judge and its simulated user.
+    """Checks a stage's data, its rewards, its judge, its simulated user and its teacher.
 
     Raises:
         DataError, ConfigError: names file and line, or the key.
-        CheckpointError: the folder of the judge, or of the simulated user, holds no model.
+        CheckpointError: the folder of judge, simulated user or teacher holds no model.
     """
     stage, objective = context.stage, context.stage.policy_gradient
     context.define_teacher()  # raises where it cannot be learnt from
+    if objective.teacher_endpoint.url is not None:
+        EndpointTeacher(objective.teacher_endpoint, context.tokenizer).connect()
     judge, user = objective.judge, objective.rollout.simulated_user
     check_sizes(stage.data, context.tokenizer, context.model)
     try:
@@ -47,7 +54,7 @@ def check_policy_data(context: StageContext, checker: DataChecker) -> None:
         context.model,
         seed=0,
         new_tokens=objective.rollout.max_new_tokens,
-        validate=rewards.check_record,
+        validate=record_check(rewards, context),
     )
     sources: set[str] = set()
 
@@ -55,10 +62,12 @@ def check_policy_data(context: StageContext, checker: DataChecker) -> None:
         sources.add(record.source)
         return stream.check(record, decode=decode)
 
-    settings = {
+    settings: dict[str, Any] = {
         "rewards": to_dict(objective.rewards),
         "new_tokens": objective.rollout.max_new_tokens,
     }
+    if objective.has_teacher:
+        settings["teacher"] = [objective.teacher is None, objective.teacher_inputs]
     checked = checker(f"stage {stage.name!r}", stream.sources, stage.data, check, settings)
     if checked and stage.data.check == "all":
         sources.update(*all_gather_json(sorted(sources)))
@@ -84,3 +93,14 @@ def _check_simulated_user(stage: str, user: SimulatedUserConfig) -> None:
         check_speech_command(user.speak)
     except (ConfigError, OSError) as error:
         raise ConfigError(f"stage {stage!r}: objective.rollout.simulated_user: {error}") from None
+
+
+def record_check(rewards: RewardFunction, context: StageContext) -> Callable[[Record], None]:
+    """Returns a function that raises a DataError where reward or teacher cannot use a record."""
+    check_for_teacher = teacher_check(context.stage.policy_gradient, context)
+
+    def check(record: Record) -> None:
+        rewards.check_record(record)
+        check_for_teacher(record)
+
+    return check

@@ -21,11 +21,12 @@ from stepaudio_jax.data.clips import open_clip_cache
 from stepaudio_jax.errors import (
     DataError,
     DivergedError,
+    EndpointError,
     InterruptedRunError,
     JudgeError,
     SimulatedUserError,
 )
-from stepaudio_jax.generation import Engine, Prompt
+from stepaudio_jax.generation import Engine
 from stepaudio_jax.generation.shardings import decode_mesh, round_up_slots
 from stepaudio_jax.judge.clips import ClipReader
 from stepaudio_jax.judge.judge import make_judge
@@ -38,7 +39,7 @@ from stepaudio_jax.rl.advantages import (
     prompts_in_range,
 )
 from stepaudio_jax.rl.audio_features import AudioFeatureEncoder, AudioFeatures
-from stepaudio_jax.rl.data_check import check_policy_data
+from stepaudio_jax.rl.data_check import check_policy_data, record_check
 from stepaudio_jax.rl.dialogues import DialogueGenerator
 from stepaudio_jax.rl.losses import KLController
 from stepaudio_jax.rl.metrics import (
@@ -97,8 +98,9 @@ class PolicyTrainer:
 
         Before any error the last whole step is saved, with two exceptions. A run of several
         processes can only be saved by all together, so it is saved before the errors that all of
-        them raise, JudgeError, SimulatedUserError and InterruptedRunError. And an update that fails
-        after it began has already consumed the state before it: the newest checkpoint remains.
+        them raise, JudgeError, SimulatedUserError, EndpointError and InterruptedRunError. And an
+        update that fails after it began has already consumed the state before it: the newest
+        checkpoint remains.
 
         Raises:
             InterruptedRunError: SIGTERM or Ctrl-C came; everything is saved.
@@ -108,6 +110,7 @@ class PolicyTrainer:
             ConfigError: no reward is for a record's source.
             JudgeError: the judge abstained too often.
             SimulatedUserError: the simulated user failed too often.
+            EndpointError: the teacher's server does not answer.
         """
         context, stage = self._context, self._context.stage
         config, objective = context.config, stage.policy_gradient
@@ -163,7 +166,8 @@ class PolicyTrainer:
                 except Exception as error:
                     saved_step = checkpoints.latest_step
                     raised_by_all = isinstance(
-                        error, JudgeError | SimulatedUserError | InterruptedRunError
+                        error,
+                        JudgeError | SimulatedUserError | EndpointError | InterruptedRunError,
                     )
                     if (jax.process_count() == 1 or raised_by_all) and not _is_donated(state):
                         save()
@@ -319,7 +323,7 @@ class PolicyIteration:
             self._tokenizer,
             model,
             new_tokens=rollout.max_new_tokens,
-            validate=self._compute_rewards.check_record,
+            validate=record_check(self._compute_rewards, context),
         )
         self._prompts = open_prompts(seed=self._seed)
         # Those in place of others come in an order of their own.
@@ -343,10 +347,9 @@ class PolicyIteration:
         )
         self._place = BatchPlacement(self._data, config.compute.rules, context.mesh)
         self._teacher: TeacherScorer | None = None
-        teacher = context.define_teacher()
-        if teacher is not None:
+        if self._objective.has_teacher:
             self._teacher = TeacherScorer(
-                config, teacher, self._data, rollout.temperature, context.mesh, self._on_mesh
+                context, self._on_mesh, shares_prompts=self._shares_prompts
             )
         self._is_decoder_frozen = "decoder" in state.frozen_params
         mesh = decode_mesh(model, tensor=rollout.tensor, slices=config.mesh.slices)
@@ -414,7 +417,9 @@ class PolicyIteration:
             logprobs = self.compute_logprobs(state, minibatches, policy_is_reference)
             if self._teacher is not None:
                 prompts = [example.prompt for example in examples]
-                logprobs = self._with_teacher(logprobs, minibatches, prompts, rollouts)
+                # They stand for the reference policy's.
+                by_teacher = self._teacher(rollouts, minibatches, prompts)
+                logprobs = dataclasses.replace(logprobs, reference_logprobs=by_teacher)
             advantages = compute_advantages(
                 rollouts, rewards, logprobs, self._objective, kl_coef=controller.coefficient
             )
@@ -571,28 +576,6 @@ class PolicyIteration:
                     values.extend(minibatch.packed.gather(rows))
         old_logprobs, reference_logprobs, values = of_rollouts
         return PolicyLogprobs(old_logprobs or None, reference_logprobs or None, values)
-
-    def _with_teacher(
-        self,
-        logprobs: PolicyLogprobs,
-        minibatches: Sequence[Minibatch],
-        prompts: Sequence[Prompt],
-        rollouts: Sequence[Rollout],
-    ) -> PolicyLogprobs:
-        """Returns the log-probabilities with those by the teacher for the reference policy's."""
-        assert self._teacher is not None
-        sounds = [[turn.sound for turn in rollout.user_turns] for rollout in rollouts]
-        encoded = iter(self._teacher.encode([*prompts, *itertools.chain.from_iterable(sounds)]))
-        features = list(itertools.islice(encoded, len(prompts)))
-        spoken = [list(itertools.islice(encoded, len(of_rollout))) for of_rollout in sounds]
-        by_teacher: TokenValues = []
-        for minibatch in minibatches:
-            packed = minibatch.packed
-            rows = self._teacher(
-                packed, features, self._tokenizer.special.pad, spoken[minibatch.indices]
-            )
-            by_teacher.extend(packed.gather(rows))
-        return dataclasses.replace(logprobs, reference_logprobs=by_teacher)
 
     def update(
         self,

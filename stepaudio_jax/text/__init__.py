@@ -9,6 +9,7 @@ from stepaudio_jax.text.dialogue import (
     TextPart,
     TimedText,
     validate_dialogue,
+    with_transcripts,
 )
 from stepaudio_jax.text.prompt_format import (
     THINK_END,
@@ -50,4 +51,5 @@ __all__ = [
     "tokenize_dialogue",
     "training_views",
     "validate_dialogue",
+    "with_transcripts",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from stepaudio_jax.errors import TextError
+from stepaudio_jax.storage import format_path
 
 # Plain text, not special tokens: they enclose the reasoning of an assistant turn.
 THINK_START_TAG, THINK_END_TAG = "<think>", "</think>"
@@ -42,7 +43,8 @@ class AudioPart:
     Attributes:
         path: of the sound file; `FILE#PLACE` inside a container; a `gs://`, `s3://` or `https://`
             address; or the file's content as a `data:` URI.
-        transcript: label for the auxiliary CTC loss; the model never reads it.
+        transcript: label for the auxiliary CTC loss. The model never reads it; a judge does, and a
+            teacher by `with_transcripts`.
         attributes: labels for the auxiliary attribute losses, such as {"gender": "female"}.
         start_s: where the part begins in the file, in seconds.
         end_s: where it ends, greater than `start_s`; None for the end of the file.
@@ -94,6 +96,45 @@ class Message:
     def audio(self) -> tuple[AudioPart, ...]:
         """Returns the audio parts, in order."""
         return tuple(part for part in self.parts if isinstance(part, AudioPart))
+
+
+def with_transcripts(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Returns a dialogue with the transcript of each clip in its place.
+
+    A line break stands between a transcript and other text of its message, unless there is white
+    space already.
+
+    Raises:
+        TextError: a clip has no transcript; names it and its message.
+    """
+    return tuple(
+        dataclasses.replace(message, parts=(TextPart(_text_with_transcripts(message, number)),))
+        if message.audio
+        else message
+        for number, message in enumerate(messages, 1)
+    )
+
+
+def _text_with_transcripts(message: Message, number: int) -> str:
+    """Returns the text of a message whose clips are replaced by their transcripts."""
+    text, after_clip = "", False
+    for part in message.parts:
+        is_clip = isinstance(part, AudioPart)
+        if isinstance(part, TextPart):
+            piece = part.text
+        elif part.transcript is None or not part.transcript.strip():
+            raise TextError(
+                f"message {number} ({message.role}): audio {format_path(part.name)} has no "
+                "transcript to stand in its place; give it, or leave the record out"
+            )
+        else:
+            piece = part.transcript
+        if not piece:
+            continue
+        if (is_clip or after_clip) and text and not (text[-1].isspace() or piece[0].isspace()):
+            text += "\n"
+        text, after_clip = text + piece, is_clip
+    return text
 
 
 _TEXT_ONLY_ROLES: tuple[Role, ...] = ("assistant", "tool_json_schemas")

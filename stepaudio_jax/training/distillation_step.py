@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from stepaudio_jax.config import Distillation, StageConfig
 from stepaudio_jax.data.batch import Batch
-from stepaudio_jax.models import Parameters
+from stepaudio_jax.models import Parameters, StepAudio
 from stepaudio_jax.models.logprobs import chunked_divergence, chunked_logprobs
 from stepaudio_jax.training.teacher import TeacherDef
 from stepaudio_jax.training.train_state import ModelDef, TrainState, apply_gradients
@@ -113,7 +114,7 @@ def _token_sums(
     teacher_model = teacher.merge(teacher_params)
     compute = model.decoder.compute
     hidden, _ = forward(model, None, batch)
-    teacher_hidden, _ = forward(teacher_model, None, batch)
+    teacher_hidden = _teacher_hidden(teacher_model, batch)
     kernel = model.decoder.lm_head_kernel()
     teacher_kernel = teacher_model.decoder.lm_head_kernel()
     chunks, rules = compute.loss_chunks, compute.rules
@@ -141,3 +142,16 @@ def _token_sums(
     weights = batch.loss_weights
     of_tokens = {"loss/divergence": trained, "loss/next_token": -logprobs, "student_kl": kl}
     return {name: jnp.sum(weights * values) for name, values in of_tokens.items()}
+
+
+def _teacher_hidden(teacher: StepAudio, batch: Batch) -> Float[Array, "B T teacher_hidden"]:
+    """Computes the teacher's states that predict the batch's targets.
+
+    A teacher that reads has rows of its own, in which the targets are predicted elsewhere; of
+    targets that the loss does not count it gives any state.
+    """
+    if batch.teacher is None:
+        return forward(teacher, None, batch)[0]
+    read = batch.teacher
+    hidden = teacher.decode(teacher.embed(read.tokens), read.positions, read.segment_ids)
+    return jnp.take_along_axis(hidden, jnp.maximum(read.target_index, 0)[..., None], axis=1)

@@ -54,8 +54,8 @@ _MUTABLE_COMPUTE_KEYS = re.compile(
     r"|stages\.\d+\.gradient_accumulation_steps"
 )
 # A run may need these to go on: what happens to records that cannot be used, the resources for
-# reading data, how the engine is placed on the devices, where the judge and
-# the simulated user are and what they may use.
+# reading data, how the engine is placed on the devices, where judge, simulated user and teacher are
+# and what they may use.
 _MUTABLE_STAGE_KEYS = re.compile(
     r"stages\.\d+\.("
     r"(evaluation\.)?data\."
@@ -65,7 +65,8 @@ _MUTABLE_STAGE_KEYS = re.compile(
     r"|objective\.judge\.(url|api_key_env|max_tokens|timeout_s|retries|concurrency|slots"
     r"|max_abstention_rate)"
     r"|objective\.rollout\.simulated_user\.(url|api_key_env|timeout_s|retries|concurrency|slots"
-    r"|speak_timeout_s|max_failure_rate))"
+    r"|speak_timeout_s|max_failure_rate)"
+    r"|objective\.teacher_endpoint\.(url|api_key_env|timeout_s|retries|concurrency))"
 )
 
 

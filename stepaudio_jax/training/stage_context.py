@@ -91,7 +91,13 @@ class StageContext:
         objective = self.stage.objective
         if not isinstance(objective, Distillation | PolicyGradient) or objective.teacher is None:
             return None
-        return define_teacher(self.config, objective.teacher, self.model, self.tokenizer)
+        return define_teacher(
+            self.config,
+            objective.teacher,
+            self.model,
+            self.tokenizer,
+            inputs=objective.teacher_inputs,
+        )
 
     def pair_format(self, reference_logprobs: ReferenceLogprobs | None = None) -> PairFormat | None:
         """Returns how the stage's records of preferences become examples; None for dialogues.

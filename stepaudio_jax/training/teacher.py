@@ -7,7 +7,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from stepaudio_jax import hub
-from stepaudio_jax.config import Config, ModelConfig
+from stepaudio_jax.config import Config, ModelConfig, TeacherInputs
 from stepaudio_jax.errors import ConfigError
 from stepaudio_jax.models import (
     Parameters,
@@ -41,7 +41,12 @@ class TeacherDef:
 
 
 def define_teacher(
-    config: Config, folder: str, model: ModelConfig, tokenizer: Tokenizer | None = None
+    config: Config,
+    folder: str,
+    model: ModelConfig,
+    tokenizer: Tokenizer | None = None,
+    *,
+    inputs: TeacherInputs = "audio",
 ) -> TeacherDef:
     """Reads the shape of a teacher and checks that the policy can learn from it.
 
@@ -50,18 +55,19 @@ def define_teacher(
         folder: of the teacher.
         model: shape of the policy.
         tokenizer: the policy's, to be compared with the teacher's; None does not.
+        inputs: what the teacher is given of a clip.
 
     Raises:
         CheckpointError: the folder holds no model.
-        ConfigError: their vocabularies or front ends differ.
+        ConfigError: their vocabularies differ, or the front ends of two that hear.
     """
     teacher = hub.read_model_config(hub.weight_sources(folder))
-    for name, ours, theirs in (
-        ("decoder.vocab_size", model.decoder.vocab_size, teacher.decoder.vocab_size),
-        ("encoder.mel_bins", model.encoder.mel_bins, teacher.encoder.mel_bins),
-        ("length_convention", model.length_convention, teacher.length_convention),
+    for name, ours, theirs, is_of_sound in (
+        ("decoder.vocab_size", model.decoder.vocab_size, teacher.decoder.vocab_size, False),
+        ("encoder.mel_bins", model.encoder.mel_bins, teacher.encoder.mel_bins, True),
+        ("length_convention", model.length_convention, teacher.length_convention, True),
     ):
-        if ours != theirs:
+        if ours != theirs and not (is_of_sound and inputs == "transcripts"):
             raise ConfigError(
                 f"objective.teacher={folder!r} has {name}={theirs}, and the policy {ours}: a "
                 "teacher's must be the same"

@@ -252,8 +252,11 @@ class SupervisedTrainer:
                 sources,
                 seed=0,
                 pair_format=pair_format,
+                teacher_reads=stage.teacher_reads,
             )
-            settings = {"auxiliary": to_dict(auxiliary)}
+            settings: dict[str, Any] = {"auxiliary": to_dict(auxiliary)}
+            if stage.teacher_reads:
+                settings["teacher_reads"] = True
             if pair_format is not None:
                 settings |= {
                     "objective": to_dict(pair_format.objective),
@@ -303,6 +306,7 @@ class SupervisedTrainer:
                 seed=config.seed + context.index,
                 rows=place_batch.local_rows,
                 pair_format=context.pair_format(reference.get(_DATA)),
+                teacher_reads=stage.teacher_reads,
             )
             stack.enter_context(contextlib.closing(data))
             if restored_data_state is not None:
@@ -499,6 +503,7 @@ class Evaluator:
             count=evaluation.batches if place_batch.spans_processes else None,
             sources=self._sources,
             pair_format=self._pair_format,
+            teacher_reads=context.stage.teacher_reads,
         )
         with contextlib.closing(data):
             for batch in itertools.islice(data, evaluation.batches):

@@ -29,7 +29,7 @@ def test_a_student_approaches_its_teacher(folder, uninterrupted):
 def test_a_teacher_of_another_vocabulary_is_refused(folder, uninterrupted):
     objective = f"{{'name': 'distillation', 'teacher': '{uninterrupted / 'model'}'}}"
     settings = [
-        f"--config.stages.sft.objective={objective}",
+        f"--config.stages.mid.objective={objective}",  # the first stage: no data are checked before
         "--config.model.decoder.vocab_size=300",
     ]
     ended = run("-m", "launch.train", *arguments(folder, "other"), *settings)

@@ -115,6 +115,6 @@ def run_config(objective: Preference, **stage: object) -> Config:
     values = {
         "run_dir": "unused",
         "stages": [settings],
-        "compute": {"dtype": "float32", "remat": "none", "unroll": 0},
+        "compute": {"dtype": "float32", "remat": "none", "unroll": 1},
     }
     return dataclasses.replace(build(Config, values), model=MODEL)

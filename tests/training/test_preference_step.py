@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from stepaudio_jax.config import Preference
@@ -34,7 +35,11 @@ from tests.training.stages import init_stage
 
 LAYOUT = [[0, 2], [1], [3, 5], [4]]
 DPO = Preference(beta=0.3)
-LORA = {"trainable": (), "lora": {"rank": 2}}
+# Every term of the step counts.
+FULL = dataclasses.replace(DPO, target_margin_per_level=0.1, next_token_coef=0.2)
+KTO = Preference(loss="kto", beta=0.3, undesirable_weight=0.7)
+LORA = {"trainable": (), "lora": (("rank", 2),)}
+DESCENT = optax.sgd(1.0)
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +64,23 @@ def stage(objective, **settings):
     return config.stages[0], definition, optimizer, state
 
 
+@functools.cache
+def descent_step(objective, **settings):
+    """Returns the step with plain descent of rate 1, compiled once for each shape of its batch."""
+    config, definition, _, _ = stage(objective, **settings)
+    return jax.jit(make_preference_step(definition, config, DESCENT))
+
+
+@functools.cache
+def reference_step():
+    return jax.jit(make_reference_step(stage(DPO)[1]))
+
+
 def gradient_of(objective, batch, state=None, **settings):
     """Returns the metrics of a step, and what it changes, with plain descent of rate 1."""
-    config, definition, _, initial = stage(objective, **settings)
-    import optax
-
-    descent = optax.sgd(1.0)
-    state = initial if state is None else state
-    state = dataclasses.replace(state, opt_state=descent.init(state.trainable))
-    step = jax.jit(make_preference_step(definition, config, descent))
-    after, metrics = step(state, batch)
+    state = stage(objective, **settings)[3] if state is None else state
+    state = dataclasses.replace(state, opt_state=DESCENT.init(state.trainable))
+    after, metrics = descent_step(objective, **settings)(state, batch)
     gradient = jax.tree.map(lambda old, new: old - new, state.trainable, after.trainable)
     return {name: float(value) for name, value in metrics.items()}, gradient
 
@@ -94,8 +106,7 @@ def test_each_reply_has_the_log_probability_that_it_has_alone(path, parameters, 
     """The oracle renders each reply as a dialogue of its own, in a row of its own."""
     batch = pair_batch(path, PairFormat(DPO, shares_prompt=True), LAYOUT)
     _, definition, _, state = stage(DPO)
-    sums = make_reference_step(definition)
-    computed = jax.jit(sums)(state, batch)
+    computed = reference_step()(state, batch)
     dialogues = []
     for record in records():
         prompt = record["prompt"]
@@ -174,7 +185,6 @@ def test_labels_margins_and_rows(path):
     "settings", [LORA, pytest.param({}, marks=pytest.mark.slow)], ids=["lora", "copy"]
 )
 def test_at_step_0_the_loss_is_log_2_and_the_margins_are_0(path, settings):
-    settings = {**settings, "lora": tuple(settings["lora"].items())} if settings else {}
     batch = pair_batch(path, PairFormat(DPO, shares_prompt=True), LAYOUT)
     metrics, _ = gradient_of(DPO, batch, **settings)
     tolerance = 0 if settings else 1e-5 * metrics["tokens/chosen"]
@@ -186,67 +196,63 @@ def test_at_step_0_the_loss_is_log_2_and_the_margins_are_0(path, settings):
 
 
 def test_swapped_labels_flip_the_gradient_exactly_at_step_0(path):
-    settings = {"trainable": (), "lora": (("rank", 2),)}
     batch = pair_batch(path, PairFormat(DPO, shares_prompt=True), LAYOUT)
     labels = np.where(batch.pairs.weights > 0, 1.0, 0.0).astype(np.float32)
     flipped = [
         dataclasses.replace(batch, pairs=dataclasses.replace(batch.pairs, labels=of_pairs))
         for of_pairs in (labels, 1 - labels)
     ]
-    (_, gradient), (_, opposite) = (gradient_of(DPO, one, **settings) for one in flipped)
+    (_, gradient), (_, opposite) = (gradient_of(DPO, labelled, **LORA) for labelled in flipped)
     assert any(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(gradient))
     for left, right in zip(jax.tree.leaves(gradient), jax.tree.leaves(opposite), strict=True):
         np.testing.assert_array_equal(left, -right)
 
 
 @pytest.mark.parametrize(
-    "objective",
+    ("objective", "change"),
     [
-        Preference(beta=0.3, target_margin_per_level=0.1, next_token_coef=0.2),
-        pytest.param(
-            Preference(loss="kto", beta=0.3, undesirable_weight=0.7), marks=pytest.mark.slow
+        (FULL, "rows"),
+        *(
+            pytest.param(objective, change, marks=pytest.mark.slow)
+            for objective, change in (
+                *((FULL, "prompts"), (FULL, "parts")),
+                *((KTO, "prompts"), (KTO, "parts")),
+            )
         ),
     ],
-    ids=["dpo", "kto"],
+    ids=lambda value: getattr(value, "loss", value),
 )
-def test_rows_micro_batches_and_shared_prompts_change_nothing(path, objective):
+def test_rows_micro_batches_and_shared_prompts_change_nothing(path, objective, change):
     """With a policy that differs from the reference, so that every term counts."""
     state = moved(stage(objective)[3])
     batch = pair_batch(path, PairFormat(objective, shares_prompt=True), LAYOUT)
     expected = gradient_of(objective, batch, state)
-    others = [
-        (
-            pair_batch(path, PairFormat(objective, shares_prompt=True), [[1], [0], [4], [2, 5, 3]]),
-            1,
-        ),
-        (pair_batch(path, PairFormat(objective, shares_prompt=False), LAYOUT), 1),
-        (batch, 2),
-    ]
-    if objective.loss == "kto":
-        # Without equal pairs, and the order decides which reply is the unrelated one of which.
-        others = others[1:]
-    for other, micro_batches in others:
-        metrics, gradient = gradient_of(
-            objective, other, state, gradient_accumulation_steps=micro_batches
-        )
-        for name in ("loss", "rewards/margin", "rewards/accuracy", "logprobs/chosen"):
-            assert metrics[name] == pytest.approx(expected[0][name], abs=1e-5), name
-        assert_close((gradient, expected[1]))
+    other, settings = batch, {}
+    if change == "rows":
+        layout = [[1], [0], [4], [2, 5, 3]]
+        other = pair_batch(path, PairFormat(objective, shares_prompt=True), layout)
+    elif change == "prompts":
+        other = pair_batch(path, PairFormat(objective, shares_prompt=False), LAYOUT)
+    else:
+        settings = {"gradient_accumulation_steps": 2}
+    metrics, gradient = gradient_of(objective, other, state, **settings)
+    for name in ("loss", "rewards/margin", "rewards/accuracy", "logprobs/chosen"):
+        assert metrics[name] == pytest.approx(expected[0][name], abs=1e-5), name
+    assert_close((gradient, expected[1]))
     assert abs(expected[0]["rewards/margin"]) > 1e-3
 
 
 def test_stored_log_probabilities_equal_those_of_the_step(path):
-    state = moved(stage(DPO)[3])
-    definition = stage(DPO)[1]
-    batch = pair_batch(path, PairFormat(DPO, shares_prompt=True), LAYOUT)
-    reference = jax.jit(make_reference_step(definition))(state.with_reference_policy(), batch)
+    state = moved(stage(FULL)[3])
+    batch = pair_batch(path, PairFormat(FULL, shares_prompt=True), LAYOUT)
+    reference = reference_step()(state.with_reference_policy(), batch)
     stored = np.where(reference["tokens"] > 0, reference["logprobs"], np.nan)
     stored = dataclasses.replace(
         batch, pairs=dataclasses.replace(batch.pairs, reference_logprobs=stored)
     )
-    precomputed = dataclasses.replace(DPO, precompute_reference=True)
+    precomputed = dataclasses.replace(FULL, precompute_reference=True)
     metrics, gradient = gradient_of(precomputed, stored, state)
-    expected_metrics, expected = gradient_of(DPO, batch, state)
+    expected_metrics, expected = gradient_of(FULL, batch, state)
     for name in ("loss", "rewards/margin", "rewards/chosen"):
         assert metrics[name] == pytest.approx(expected_metrics[name], abs=1e-4), name
     assert_close((gradient, expected), 2e-5)
