@@ -39,6 +39,7 @@ RUBRIC_FORMS = (ORDINAL, BOTH)
 _DPO_BETA = 0.5  # a KL of about the joint stage's
 _DPO_SEQ_LEN = 512  # of a row, which then holds about three pairs
 _RUBRIC_JUDGE_STEPS = 200
+_CHECKED_RECORDS = 1000  # before training, of tens of thousands that a program has made
 
 
 def arm_stage(
@@ -95,7 +96,7 @@ def rubric_judge_config(
         name="rubric_judge",
         steps=_RUBRIC_JUDGE_STEPS,
         optimizer=optimizer,
-        data=dataclasses.replace(stage.data, sources=sources),
+        data=dataclasses.replace(stage.data, sources=sources, check=_CHECKED_RECORDS),
     )
     initial = dataclasses.replace(tiny_judge.initial, model=folder)
     return dataclasses.replace(tiny_judge, run_dir=str(run_dir), initial=initial, stages=(stage,))

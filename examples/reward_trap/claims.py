@@ -117,7 +117,7 @@ def _against_start(start: ReplyMetrics, runs: Runs) -> Iterator[Finding]:
             continue
         name = MODEL_NAMES[model]
         kept, seeds = _from_start(start, runs, model, "is_correct")
-        claim = f"{name} keeps accuracy within {_MAX_ACCURACY_LOSS:.0%} points".replace("%", "")
+        claim = f"{name} keeps accuracy within {100 * _MAX_ACCURACY_LOSS:.0f} points"
         yield Finding(kept.low > -_MAX_ACCURACY_LOSS, claim, kept, seeds)
         for metric in ("wins", "rubric_met"):
             gained, seeds = _from_start(start, runs, model, metric)

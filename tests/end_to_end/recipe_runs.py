@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2AudioConfig
 
 from stepaudio_jax.hub import read_model_config
@@ -98,7 +98,7 @@ def short_arguments(command: list[str]) -> list[str]:
             ),
         ]
     if is_program(command, "launch.serve"):
-        return ["--slots=2", "--slot-tokens=2048"]
+        return ["--slots=2", "--slot-tokens=4096"]
     if is_program(command, "launch.judge") and "--model" in command:
         return ["--max-tokens=64"]
     if is_program(command, "launch.evaluate"):
