@@ -254,7 +254,7 @@ def _audio_name(name: str) -> str:
         ("after_norm", "layer_norm"),
     ):
         name = re.sub(rf"(?<=\.){re.escape(ours)}(?=\.)", theirs, name)
-    return name.replace("positional_embedding", "embed_positions.weight")
+    return name.replace("positional_embedding", "embed_positions")
 
 
 def _write_dialogues(folder: pathlib.Path) -> None:
