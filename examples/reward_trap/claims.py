@@ -57,7 +57,9 @@ class Finding:
             f"{scale * value:+.1f}" for value in (estimate.mean, estimate.low, estimate.high)
         )
         verdict = "Shown" if self.is_shown else "NOT shown"
-        return f"{verdict}: {self.claim} ({mean}{self.unit}, 95 % interval {low} to {high})."
+        seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
+        interval = f"{mean}{self.unit}, 95 % interval {low} to {high}, {seeds}"
+        return f"{verdict}: {self.claim} ({interval})."
 
 
 def findings(start: ReplyMetrics, runs: Runs) -> list[Finding]:
@@ -111,7 +113,7 @@ def _on_verifiable_rewards(start: ReplyMetrics, runs: Runs) -> Iterator[Finding]
 
 
 def _against_start(start: ReplyMetrics, runs: Runs) -> Iterator[Finding]:
-    """Yields what each arm with a judge keeps and gains."""
+    """Yields what each arm with a judge keeps, and gains or loses."""
     for model in (JOINT, ORDINAL, BOTH, DPO, ONLINE_DPO):
         if model not in runs:
             continue
@@ -121,8 +123,9 @@ def _against_start(start: ReplyMetrics, runs: Runs) -> Iterator[Finding]:
         yield Finding(kept.low > -_MAX_ACCURACY_LOSS, claim, kept, seeds)
         for metric in ("wins", "rubric_met"):
             gained, seeds = _from_start(start, runs, model, metric)
-            claim = f"{name} gains in {METRIC_NAMES[metric]}"
-            yield Finding(gained.low > 0, claim, gained, seeds)
+            verb = "loses" if gained.high < 0 else "gains"
+            claim = f"{name} {verb} in {METRIC_NAMES[metric]}"
+            yield Finding(gained.low > 0 or gained.high < 0, claim, gained, seeds)
 
 
 def _ahead(runs: Runs) -> Iterator[Finding]:

@@ -23,17 +23,17 @@ HEADINGS: Mapping[str, str] = {
 """Decoding -> the heading of its section."""
 _ARM_TEXTS: Mapping[str, str] = {
     "rlvr": "verifiable rewards alone: 0.8 for a reply that is exactly the answer, 0.2 for the "
-    "format (the weights of Step-Audio-R1);",
+    "format (the weights of Step-Audio-R1).",
     "joint": "joint, criteria: a judge compares the reply with a reference reply; where the user "
     'has a request ("One word only.", "Say it twice."), it judges by a rubric, of each criterion '
-    "whether it is met; both kinds are in every batch;",
+    "whether it is met; both kinds are in every batch.",
     "ordinal": 'joint, ordinal: the same with `judge.rubric="ordinal"`, one comparison in the '
-    "light of the rubric (the paper's form, eq. 2);",
-    "both": 'joint, both: the same with `judge.rubric="both"`, the mean of the two;',
+    "light of the rubric (the paper's form, eq. 2).",
+    "both": 'joint, both: the same with `judge.rubric="both"`, the mean of the two.',
     "sequential": "two stages: prompts with a rubric only, then prompts with a preference only, "
-    "each for half of the steps;",
+    "each for half of the steps.",
     "dpo": "DPO: as many replies to as many prompts, all of the start model, scored once by the "
-    "judge of the joint stage; the best and the worst reply to a prompt are a pair;",
+    "judge of the joint stage; the best and the worst reply to a prompt are a pair.",
     "online_dpo": "online DPO: the same pairs, of the policy's own replies at each step "
     '(`advantage_estimator="dpo"`).',
 }
@@ -120,9 +120,9 @@ because the verifier is exact; one that searches the reply for the answer would 
 
 Each model is measured with two decodings: sampled at temperature 1, as the rewards see it, and
 greedy. They differ most for the start model, which was trained on random styles. An effect is
-called shown where the 95 % interval of its difference supports it; the intervals are not corrected
-for their number, so of forty about one may be wrong on either side. All seeds have the same start
-model and the same judge: the intervals say nothing about others."""
+called shown where the 95 % interval of its difference supports it. The intervals are not corrected
+for their number: of forty differences that are none, about two would be called shown. All seeds
+have the same start model and the same judge, so the intervals say nothing about others."""
 
 
 def _row(model: str, seeds: Sequence[ReplyMetrics]) -> tuple[str, ...]:
