@@ -14,6 +14,7 @@ from stepaudio_jax.config import (
     PolicyGradient,
     Preference,
     RewardConfig,
+    RubricUse,
     SourceConfig,
     StageConfig,
 )
@@ -33,8 +34,8 @@ ARMS: Mapping[str, tuple[str, ...]] = {
 }
 """Arm of the experiment -> the models that it trains, in order."""
 
-RUBRIC_FORMS = (ORDINAL, BOTH)
-"""Arms whose judge compares in the light of the rubric: names of `judge.rubric`, too."""
+RUBRIC_FORMS: tuple[RubricUse, ...] = ("ordinal", "both")
+"""Forms of `judge.rubric` in which the judge compares in the light of the rubric: arms, too."""
 
 _DPO_BETA = 0.5  # a KL of about the joint stage's
 _DPO_SEQ_LEN = 512  # of a row, which then holds about three pairs
@@ -113,9 +114,10 @@ def _objective(joint: PolicyGradient, name: str, rubric_judge: pathlib.Path) -> 
     if name == RLVR:
         rewards = (RewardConfig(verifier="exact_text", verifier_weight=0.8, format_weight=0.2),)
         return dataclasses.replace(joint, rewards=rewards, judge=JudgeConfig())
-    if name in RUBRIC_FORMS:
-        judge = dataclasses.replace(joint.judge, folder=str(rubric_judge), rubric=name)
-        return dataclasses.replace(joint, judge=judge)
+    for form in RUBRIC_FORMS:
+        if name == form:
+            judge = dataclasses.replace(joint.judge, folder=str(rubric_judge), rubric=form)
+            return dataclasses.replace(joint, judge=judge)
     if name == ONLINE_DPO:
         return dataclasses.replace(
             joint,

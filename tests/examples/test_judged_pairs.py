@@ -76,7 +76,9 @@ def test_interrupted_pairs_go_on_and_are_the_same(joint, tmp_path, monkeypatch):
     written = judged_pairs.write_judged_pairs(tmp_path / "a", start, joint, seed=0)
     replies = (tmp_path / "a" / "replies.jsonl").read_text(encoding="utf-8").splitlines()
     assert [len(json.loads(line)["samples"]) for line in replies] == [2] * 6
-    for record in read_records(written):
+    pairs = list(read_records(written))
+    assert pairs
+    for record in pairs:
         assert record.reference_reply != record.rejected_reply
     # The judge fails after the replies are there; then everything goes on from them.
     stopped = pytest.raises(RuntimeError, match="stopped")
