@@ -79,15 +79,17 @@ def rubric_default(runs: Runs) -> list[str]:
     """
     sentences = []
     better: list[str] = []
+    is_decided = False
     for form in (ORDINAL, BOTH):
         comparison = _comparison(runs, form, JOINT)
         if comparison is None:
             sentences.append(f"`{form}`: not compared, for want of {_MIN_SEEDS} seeds of both.")
             continue
+        is_decided = True
         sentences += [str(finding) for finding in comparison]
         if _is_better(comparison):
             better.append(form)
-    if not sentences or all(sentence.startswith("`") for sentence in sentences):
+    if not is_decided:
         return [*sentences, "So the default of `judge.rubric` is not decided."]
     if better == [ORDINAL, BOTH]:
         comparison = _comparison(runs, BOTH, ORDINAL)
