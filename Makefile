@@ -52,8 +52,11 @@ quickstart: setup
 quickstart-rlhf: setup
 	$(BIN)/python -m examples.reward_trap
 
+# All of it takes hours; `make trap SEEDS=3 ARMS="rlvr joint ordinal"` three seeds of three arms.
+SEEDS ?= 8
+ARMS ?= rlvr joint ordinal sequential dpo online_dpo both
 trap: setup
-	$(BIN)/python -m examples.reward_trap --arms rlvr joint sequential --seeds 3 --output docs/trap.md
+	$(BIN)/python -m examples.reward_trap --arms $(ARMS) --seeds $(SEEDS) --output docs/trap.md
 
 tiny-base: setup
 	$(BIN)/python -m examples.quickstart.tiny_base

@@ -1,12 +1,12 @@
 """The demonstration of RLHF: preference and rubric judged together in one stage.
 
 make quickstart-rlhf    (one seed)
-make trap               (three seeds, and the other arms)
+make trap               (eight seeds, and the other arms)
 
-The other arms are this run with other rewards or prompts, see `examples.reward_trap.reward_trap`.
+The other arms are this run with other rewards, prompts or objectives, see
+`examples.reward_trap.arms`.
 
-Machine: two CPU cores. Result over three seeds (docs/trap.md), replies sampled as in training: wins
-against the reference 15.2 % -> 61.6 % (57.0 to 65.5), rubric met 58.5 % -> 83.8 % (82.8 to 84.7).
+Machine: two CPU cores. Result: the row "joint, criteria" of docs/trap.md.
 """
 
 from stepaudio_jax.config import (

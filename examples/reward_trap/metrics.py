@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
+from numpy.typing import NDArray
 
 from examples.reward_trap.style import REQUESTS, is_correct, style_score
 from stepaudio_jax.data import read_records
 from stepaudio_jax.evaluation import Answer, answer_at_temperatures
-from stepaudio_jax.generation import LoadedModel
+from stepaudio_jax.generation import LoadedModel, Scorer
 from stepaudio_jax.storage import atomic_text_writer
+from stepaudio_jax.text import Message, TextPart
 
 TEMPERATURES: Mapping[str, float] = MappingProxyType({"drawn": 1.0, "greedy": 0.0})
 """Decoding -> its temperature. "drawn" samples as training does."""
 _MAX_NEW_TOKENS = 64
+_KL_EVERY = 3  # of so many replies one is scored; odd, so that both kinds of questions are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,21 +36,22 @@ class ReplyMetrics:
         wins: for each question without a request, 0 if the reply is wrong, else 1, 0.5 or 0 if its
             style scores higher than, as high as or lower than the reference reply's.
         rubric_met: for each question with a request, whether the reply meets the whole rubric.
-        kl: the KL divergence to the start of the last stage at the end of training, in nats per
-            reply; 0 without training.
+        kl: for some sampled replies, log p of the reply with its reasoning by the model less that
+            by the start model, in nats: their mean estimates the KL divergence. Empty for the start
+            model, and for other decodings.
     """
 
     is_correct: tuple[float, ...]
     num_words: tuple[float, ...]
     wins: tuple[float, ...]
     rubric_met: tuple[float, ...]
-    kl: float
+    kl: tuple[float, ...] = ()
 
     @classmethod
     def read(cls, path: pathlib.Path) -> "ReplyMetrics":
         """Reads a file that `write` wrote."""
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return cls(kl=stored.pop("kl"), **{name: tuple(values) for name, values in stored.items()})
+        return cls(**{name: tuple(values) for name, values in stored.items()})
 
     def write(self, path: pathlib.Path) -> None:
         """Writes the metrics as JSON, atomically."""
@@ -56,14 +60,14 @@ class ReplyMetrics:
 
 
 def measure_replies(
-    model: LoadedModel, questions: pathlib.Path, *, kl: float
+    model: LoadedModel, questions: pathlib.Path, *, start: LoadedModel | None = None
 ) -> dict[str, ReplyMetrics]:
     """Answers the held-out questions with each decoding of `TEMPERATURES`.
 
     Args:
         model: the model.
         questions: the file of questions (see `style_data`).
-        kl: the KL divergence of the model's training run.
+        start: the start model, to which the KL divergence is estimated; None for none.
 
     Returns:
         Decoding -> its metrics.
@@ -74,13 +78,37 @@ def measure_replies(
         list(read_records(questions)),
         max_new_tokens=_MAX_NEW_TOKENS,
     )
-    return {
-        decoding: _reply_metrics(answers, kl)
-        for decoding, answers in zip(TEMPERATURES, answers_by_decoding, strict=True)
-    }
+    metrics = {}
+    for decoding, answers in zip(TEMPERATURES, answers_by_decoding, strict=True):
+        kl: tuple[float, ...] = ()
+        if start is not None and TEMPERATURES[decoding] == 1.0:
+            kl = _log_ratios(answers[::_KL_EVERY], model, start)
+        metrics[decoding] = _reply_metrics(answers, kl)
+    return metrics
 
 
-def _reply_metrics(answers: Sequence[Answer], kl: float) -> ReplyMetrics:
+def _log_ratios(
+    answers: Sequence[Answer], model: LoadedModel, start: LoadedModel
+) -> tuple[float, ...]:
+    """Returns log p by the model less log p by the start model of each well-formed answer."""
+    scorers = [
+        Scorer(scored.config, scored.parameters, scored.tokenizer, compute=scored.compute)
+        for scored in (model, start)
+    ]
+    log_ratios = []
+    for answer in answers:
+        if not answer.parsed.well_formed:
+            continue
+        reply = Message("assistant", (TextPart(answer.parsed.reply),), answer.parsed.reasoning)
+        dialogue = (*answer.question.messages, reply)
+        by_model, by_start = (
+            scorer.score(dialogue, read=model.read_clip)[-1].logprob for scorer in scorers
+        )
+        log_ratios.append(by_model - by_start)
+    return tuple(log_ratios)
+
+
+def _reply_metrics(answers: Sequence[Answer], kl: tuple[float, ...]) -> ReplyMetrics:
     """Computes the metrics of answers to questions with and without requests."""
     correct, num_words, wins, rubric_met = [], [], [], []
     for answer in answers:
@@ -101,36 +129,51 @@ def _reply_metrics(answers: Sequence[Answer], kl: float) -> ReplyMetrics:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairedDifference:
-    """Holds the mean difference of a metric between two models and its 95 % interval."""
+class Estimate:
+    """Holds a mean and its 95 % interval, which is Student's.
+
+    With several seeds the interval is over the means of the seeds and predicts another seed; with
+    one seed it is over the questions and predicts other questions.
+    """
 
     mean: float
     low: float
     high: float
 
 
+def mean_of_seeds(models: Sequence[ReplyMetrics], metric: str) -> Estimate:
+    """Computes the mean of a metric over models of different seeds.
+
+    Args:
+        models: the metrics of one model per seed.
+        metric: the name of a field of `ReplyMetrics`.
+    """
+    return _estimate([np.array(getattr(model, metric)) for model in models])
+
+
 def paired_difference(
     models: Sequence[ReplyMetrics], baselines: Sequence[ReplyMetrics], metric: str
-) -> PairedDifference:
+) -> Estimate:
     """Computes by how much models exceed baselines of the same seeds on the same questions.
-
-    The interval is Student's. With several seeds it is over the differences of the seeds and
-    predicts another seed; with one seed it is over the differences of the questions and predicts
-    other questions.
 
     Args:
         models: the metrics of one model per seed.
         baselines: the metrics of the baseline of each seed, in the same order.
         metric: the name of a field of `ReplyMetrics`.
     """
-    differences = [
-        np.subtract(getattr(model, metric), getattr(baseline, metric))
-        for model, baseline in zip(models, baselines, strict=True)
-    ]
-    if len(differences) > 1:
-        values = np.array([difference.mean() for difference in differences])
+    return _estimate(
+        [
+            np.subtract(getattr(model, metric), getattr(baseline, metric))
+            for model, baseline in zip(models, baselines, strict=True)
+        ]
+    )
+
+
+def _estimate(values_of_seeds: Sequence[NDArray[np.float64]]) -> Estimate:
+    if len(values_of_seeds) > 1:
+        values = np.array([of_seed.mean() for of_seed in values_of_seeds])
     else:
-        (values,) = differences
+        (values,) = values_of_seeds
     mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
     half_width = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
-    return PairedDifference(mean, mean - half_width, mean + half_width)
+    return Estimate(mean, mean - half_width, mean + half_width)

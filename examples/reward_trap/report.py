@@ -1,16 +1,19 @@
-"""Reports the reward trap: a table, and which of the paper's effects its intervals support."""
+"""Reports the reward trap: tables of the models, and the findings that their intervals support."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from examples.reward_trap.metrics import PairedDifference, ReplyMetrics, paired_difference
-from examples.reward_trap.reward_trap import JOINT, RLVR, RUBRIC, START, THEN_PREFERENCE
-from stepaudio_jax.evaluation import Table
+from examples.reward_trap.arms import ARMS, START
+from examples.reward_trap.claims import (
+    METRIC_NAMES,
+    MODEL_NAMES,
+    Runs,
+    findings,
+    rubric_default,
+)
+from examples.reward_trap.metrics import ReplyMetrics, mean_of_seeds
+from stepaudio_jax.evaluation import Table, as_markdown, as_text
 from stepaudio_jax.judge.training import JudgeReport
-
-Runs = Mapping[str, Sequence[ReplyMetrics]]
-"""Model -> its metrics of each seed; the model START has one seed."""
 
 TITLE = "# The verifiable reward trap, in miniature"
 HEADINGS: Mapping[str, str] = {
@@ -18,158 +21,144 @@ HEADINGS: Mapping[str, str] = {
     "greedy": "Replies of greedy decoding",
 }
 """Decoding -> the heading of its section."""
-_METRIC_NAMES = {
-    "is_correct": "accuracy",
-    "wins": "wins against the reference",
-    "rubric_met": "rubric met",
+_ARM_TEXTS: Mapping[str, str] = {
+    "rlvr": "verifiable rewards alone: 0.8 for a reply that is exactly the answer, 0.2 for the "
+    "format (the weights of Step-Audio-R1).",
+    "joint": "joint, criteria: a judge compares the reply with a reference reply; where the user "
+    'has a request ("One word only.", "Say it twice."), it judges by a rubric, of each criterion '
+    "whether it is met; both kinds are in every batch.",
+    "ordinal": 'joint, ordinal: the same with `judge.rubric="ordinal"`, one comparison in the '
+    "light of the rubric (the paper's form, eq. 2).",
+    "both": 'joint, both: the same with `judge.rubric="both"`, the mean of the two.',
+    "sequential": "two stages: prompts with a rubric only, then prompts with a preference only, "
+    "each for half of the steps.",
+    "dpo": "DPO: as many replies to as many prompts, all of the start model, scored once by the "
+    "judge of the joint stage; the best and the worst reply to a prompt are a pair.",
+    "online_dpo": "online DPO: the same pairs, of the policy's own replies at each step "
+    '(`advantage_estimator="dpo"`).',
 }
-_MODEL_NAMES = {
-    START: "start",
-    RLVR: "verifiable rewards alone",
-    JOINT: "preference and rubric, joint",
-    RUBRIC: "rubric only",
-    THEN_PREFERENCE: "then preference only",
-}
-_MAX_ACCURACY_LOSS = 0.02  # that still counts as keeping the accuracy
+"""Arm -> what it is, in the order of the report."""
 
 
-def results_table(runs: Runs) -> Table:
-    """Returns a row of metrics for each model: the mean over its seeds, and their range."""
-    rows = []
-    for name, seeds in runs.items():
-        shares = [
-            _format_range([float(np.mean(getattr(seed, metric))) for seed in seeds], share=True)
-            for metric in _METRIC_NAMES
-        ]
-        words = _format_range([float(np.mean(seed.num_words)) for seed in seeds])
-        kl = _format_range([seed.kl for seed in seeds]) if name != START else ""
-        rows.append((_MODEL_NAMES[name], *shares, words, kl))
-    (start,) = runs[START]
-    num_seeds = max(map(len, runs.values()))
+def results_table(start: ReplyMetrics, runs: Runs) -> Table:
+    """Returns a row of metrics for each model: the mean over its seeds, and its interval."""
+    rows = [_row(START, [start])]
+    rows += [
+        _row(model, [seeds[seed] for seed in sorted(seeds)])
+        for model, seeds in sorted(runs.items(), key=lambda item: list(MODEL_NAMES).index(item[0]))
+    ]
     notes = (
         f"Held-out questions: {len(start.is_correct)} without a request, and "
         f"{len(start.rubric_met)} with one, which a rubric checks; the rule scores the replies.",
-        f"{num_seeds} seeds: mean (minimum to maximum)." if num_seeds > 1 else "One seed.",
-        "KL: nats per reply, to the start of the last stage.",
+        "Mean (95 % interval): Student's, over the seeds; with one seed, over the questions.",
+        "KL: nats per reply with its reasoning, to the start model, of replies sampled at "
+        "temperature 1.",
     )
-    header = ("model", *_METRIC_NAMES.values(), "words in a reply", "KL")
+    header = ("model", "seeds", *METRIC_NAMES.values(), "words in a reply", "KL")
     return Table(header, tuple(rows), notes)
 
 
-def findings(runs: Runs) -> list[str]:
-    """Returns a sentence for each effect of the paper that the runs can show.
+def text_report(start: Mapping[str, ReplyMetrics], runs: Mapping[str, Runs]) -> str:
+    """Returns the report for a terminal.
 
-    It says whether the 95 % interval of the difference supports the effect.
+    Args:
+        start: decoding -> metrics of the start model.
+        runs: decoding -> the trained models.
     """
-    sentences = []
-    start = runs[START][0]
-
-    def against_start(name: str, metric: str) -> PairedDifference:
-        return paired_difference(runs[name], [start] * len(runs[name]), metric)
-
-    def add(is_shown: bool, claim: str, difference: PairedDifference, unit: str = "") -> None:
-        sentences.append(_finding(is_shown, claim, difference, unit))
-
-    if RLVR in runs:
-        shorter = against_start(RLVR, "num_words")
-        add(shorter.high < 0, "verifiable rewards alone shorten replies", shorter, " words")
-        lost = against_start(RLVR, "wins")
-        add(lost.high < 0, "verifiable rewards alone lose preference", lost)
-    if JOINT in runs:
-        kept = against_start(JOINT, "is_correct")
-        is_kept = kept.low > -_MAX_ACCURACY_LOSS
-        add(is_kept, "the joint stage keeps accuracy within 2 points", kept)
-        for metric in ("wins", "rubric_met"):
-            metric_name = _METRIC_NAMES[metric]
-            gained = against_start(JOINT, metric)
-            add(gained.low > 0, f"the joint stage gains in {metric_name}", gained)
-            if RLVR in runs:
-                ahead = paired_difference(runs[JOINT], runs[RLVR], metric)
-                claim = f"and is ahead of verifiable rewards alone in {metric_name}"
-                add(ahead.low > 0, claim, ahead)
-    if THEN_PREFERENCE in runs:
-        forgotten = paired_difference(runs[THEN_PREFERENCE], runs[RUBRIC], "rubric_met")
-        add(forgotten.high < 0, "preference after rubric forgets the rubric", forgotten)
-        if JOINT in runs:
-            ahead = paired_difference(runs[JOINT], runs[THEN_PREFERENCE], "rubric_met")
-            claim = "the joint stage is ahead of the two stages in rubric met"
-            add(ahead.low > 0, claim, ahead)
-    return sentences
+    sections = []
+    for decoding, heading in HEADINGS.items():
+        table = as_text(results_table(start[decoding], runs[decoding]))
+        sentences = findings(start[decoding], runs[decoding])
+        sections.append("\n".join([heading, "", table, *map(str, sentences), ""]))
+    if defaults := _rubric_section(runs):
+        sections.append("\n".join(["The default of judge.rubric", "", *defaults, ""]))
+    return "\n".join(sections)
 
 
-def page(tables: Mapping[str, str], sentences: Mapping[str, Sequence[str]], judge: str) -> str:
+def page(start: Mapping[str, ReplyMetrics], runs: Mapping[str, Runs], judges: Sequence[str]) -> str:
     """Returns the report in Markdown.
 
     Args:
-        tables: decoding -> its table in Markdown.
-        sentences: decoding -> its findings.
-        judge: the quality of the judge (see `describe_judge`).
+        start: decoding -> metrics of the start model.
+        runs: decoding -> the trained models.
+        judges: the quality of each judge (see `describe_judge`).
     """
-    sections = "\n\n".join(
-        f"## {HEADINGS[decoding]}\n\n{table}\n"
-        + "\n".join(f"* {sentence}" for sentence in sentences[decoding])
-        for decoding, table in tables.items()
+    models = set().union(*runs.values())
+    arms = [arm for arm in _ARM_TEXTS if models.intersection(ARMS[arm])]
+    sections = [_introduction(arms), *judges]
+    for decoding, heading in HEADINGS.items():
+        table = as_markdown(results_table(start[decoding], runs[decoding]))
+        sentences = findings(start[decoding], runs[decoding])
+        listed = "\n".join(f"* {sentence}" for sentence in sentences)
+        sections += [f"## {heading}", f"{table}\n{listed}"]
+    if defaults := _rubric_section(runs):
+        listed = "\n".join(f"* {sentence}" for sentence in defaults)
+        sections += ["## The default of `judge.rubric`", listed]
+    return "\n\n".join(sections) + "\n"
+
+
+def _introduction(arms: Sequence[str]) -> str:
+    listed = "\n".join(
+        textwrap.fill(f"* {_ARM_TEXTS[arm]}", 100, subsequent_indent="  ", break_on_hyphens=False)
+        for arm in arms
     )
     return f"""{TITLE}
 
 Made by `make trap`. The quickstart's small model is first trained to answer in random styles:
 tersely ("female"), in a sentence, with a greeting before it, an offer after it, or everything
-twice. This is the start of three ways of RL, on spoken questions about gender, rate, pitch,
-language, keyword and sum:
+twice. This is the start of every model below, each trained for 40 steps with the same optimizer on
+spoken questions about gender, rate, pitch, language, keyword and sum:
 
-* verifiable rewards alone: 0.8 for a reply that is exactly the answer, 0.2 for the format (the
-  weights of Step-Audio-R1);
-* joint: a judge compares the reply with a reference reply; where the user has a request ("One word
-  only.", "Say it twice."), it judges by a rubric; both kinds are in every batch;
-* two stages: prompts with a rubric only, then prompts with a preference only, each for half of the
-  steps.
+{listed}
 
 The judge is the same small model, trained on a synthetic rule (`examples/reward_trap/style.py`): a
 correct answer counts most, then the request, else a complete and friendly reply is better than a
 terse one. It does not receive audio: it is told the fact that is asked for. It reasons before its
-verdict. The rule itself scores the results below, on voices and phrases that no training used.
-Terse replies win here because the verifier is exact; one that searches the reply for the answer
-would not favour them.
+verdict. For the forms `ordinal` and `both` it learns their questions in 200 further steps. The rule
+itself scores the results below, on voices and phrases that no training used. Terse replies win here
+because the verifier is exact; one that searches the reply for the answer would not favour them.
 
 Each model is measured with two decodings: sampled at temperature 1, as the rewards see it, and
-greedy. They differ most for the start model, which was trained on random styles.
-
-{judge}
-
-{sections}
-"""
+greedy. They differ most for the start model, which was trained on random styles. An effect is
+called shown where the 95 % interval of its difference supports it. The intervals are not corrected
+for their number: of forty differences that are none, about two would be called shown. All seeds
+have the same start model and the same judge, so the intervals say nothing about others."""
 
 
-def describe_judge(report: JudgeReport) -> str:
+def _row(model: str, seeds: Sequence[ReplyMetrics]) -> tuple[str, ...]:
+    shares = [_format(seeds, metric, share=True) for metric in METRIC_NAMES]
+    kl = _format(seeds, "kl") if all(len(metrics.kl) > 1 for metrics in seeds) else ""
+    count = "" if model == START else str(len(seeds))
+    return (MODEL_NAMES[model], count, *shares, _format(seeds, "num_words"), kl)
+
+
+def _format(seeds: Sequence[ReplyMetrics], metric: str, *, share: bool = False) -> str:
+    """Formats a mean and its interval: "55.0 % (50.0 to 60.0)"."""
+    scale, unit = (100, " %") if share else (1, "")
+    estimate = mean_of_seeds(seeds, metric)
+    mean, low, high = (
+        f"{scale * value:.1f}" for value in (estimate.mean, estimate.low, estimate.high)
+    )
+    return f"{mean}{unit} ({low} to {high})"
+
+
+def _rubric_section(runs: Mapping[str, Runs]) -> list[str]:
+    """Returns what decides the default of `judge.rubric`; empty if no other form was trained."""
+    drawn = runs["drawn"]
+    return rubric_default(drawn) if drawn.keys() & {"ordinal", "both"} else []
+
+
+def describe_judge(report: JudgeReport, name: str = "The judge") -> str:
     """Returns a sentence on the quality of a judge on held-out pairs."""
     if report.agreement is None or report.position_bias is None:
-        return f"The judge has a verdict on none of {report.pairs} held-out pairs."
+        return f"{name} has a verdict on none of {report.pairs} held-out pairs."
     criteria = (
         ""
         if report.criteria_agreement is None
         else f", judges {report.criteria_agreement:.1%} of the criteria correctly"
     )
     return (
-        f"The judge on {report.pairs} held-out pairs: prefers the better reply in "
+        f"{name} on {report.pairs} held-out pairs: prefers the better reply in "
         f"{report.agreement:.1%}, prefers a position in {report.position_bias:.1%}, abstains in "
         f"{report.abstained:.1%}{criteria}."
     )
-
-
-def _finding(is_shown: bool, claim: str, difference: PairedDifference, unit: str) -> str:
-    """Returns a finding with its difference, in points of a share or in a unit."""
-    scale, unit = (1, unit) if unit else (100, " points")
-    mean, low, high = (
-        f"{scale * value:+.1f}" for value in (difference.mean, difference.low, difference.high)
-    )
-    verdict = "Shown" if is_shown else "NOT shown"
-    return f"{verdict}: {claim} ({mean}{unit}, 95 % interval {low} to {high})."
-
-
-def _format_range(values: Sequence[float], *, share: bool = False) -> str:
-    """Formats the mean of values and their range: 0.5, 0.6 -> "55.0 % (50.0 to 60.0)"."""
-    scale, unit = (100, " %") if share else (1, "")
-    low, mean, high = (
-        f"{scale * value:.1f}" for value in (min(values), float(np.mean(values)), max(values))
-    )
-    return f"{mean}{unit}" if len(values) == 1 else f"{mean}{unit} ({low} to {high})"

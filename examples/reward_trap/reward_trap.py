@@ -3,26 +3,30 @@
 Step-Audio-R1.5 reports that verifiable rewards alone make an audio model terse, that a judge of
 preference and rubric in one joint stage repairs this without losing accuracy, and that stages of
 rubric and of preference in sequence forget. Here a small model is trained in each of these ways,
-from the same start, on the same prompts and for the same number of steps.
+and by DPO on the same judge's verdicts, from the same start and for the same number of steps.
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import stepaudio_jax as sa
+from examples.reward_trap.arms import ARMS, DPO, RUBRIC_FORMS, arm_stage, rubric_judge_config
+from examples.reward_trap.judged_pairs import write_judged_pairs
 from examples.reward_trap.metrics import TEMPERATURES, ReplyMetrics, measure_replies
 from examples.reward_trap.style_data import write_style_data
 from examples.spoken_corpus import ensure_corpus
-from stepaudio_jax.config import Config, JudgeConfig, RewardConfig, StageConfig, load_config
+from stepaudio_jax.config import Config, JudgeConfig, RubricUse, StageConfig, load_config
 from stepaudio_jax.data import read_records
 from stepaudio_jax.generation import load_model
 from stepaudio_jax.judge.backends import ModelBackend
 from stepaudio_jax.judge.judge import Judge
 from stepaudio_jax.judge.prompt import JudgePrompt
-from stepaudio_jax.judge.training import JudgeReport, evaluate_judge
+from stepaudio_jax.judge.training import JudgeReport, evaluate_judge, write_judge_data
 from stepaudio_jax.reports import write_report
-from stepaudio_jax.reports.logged_run import read_run
+from stepaudio_jax.storage import atomic_text_writer, fingerprint_folder
 
 FOLDER = pathlib.Path("runs/quickstart_rlhf")
 CORPUS = pathlib.Path("runs/corpus/quickstart")
@@ -30,19 +34,9 @@ CONFIGS: Mapping[str, str] = {
     "quickstart": "configs/quickstart.py",
     "style": "configs/quickstart_style.py",
     "joint": "configs/quickstart_rlhf.py",
+    "tiny_judge": "configs/tiny_judge.py",
 }
 QUESTIONS_PER_TASK = 200
-
-START = "start"
-RLVR, JOINT, RUBRIC, THEN_PREFERENCE = "rlvr", "joint", "rubric_only", "then_preference"
-ARMS: Mapping[str, tuple[str, ...]] = {
-    "rlvr": (RLVR,),
-    "joint": (JOINT,),
-    "sequential": (RUBRIC, THEN_PREFERENCE),
-}
-"""Arm of the experiment -> the models that it trains, in order."""
-
-_KL_STEPS = 5  # the last steps of a run, whose KL is averaged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +48,8 @@ class RewardTrap:
     Attributes:
         folder: the folder of data and runs, as in the configurations.
         corpus: the quickstart's corpus.
-        configs: the configurations "quickstart", "style" (the start model) and "joint".
+        configs: the configurations "quickstart", "style" (the start model), "joint" and
+            "tiny_judge".
         per_task: held-out questions of each task.
     """
 
@@ -79,7 +74,7 @@ class RewardTrap:
         ensure_corpus(self.corpus, "quickstart")
         data = self.folder / "data"
         if not data.exists():
-            write_style_data(self.corpus, data, self._judge_prompt, per_task=self.per_task)
+            write_style_data(self.corpus, data, self._judge_prompt(), per_task=self.per_task)
 
     def train_start(self) -> None:
         """Writes the data and trains the start model of every arm."""
@@ -87,26 +82,66 @@ class RewardTrap:
         sa.train(self.configs["quickstart"])
         sa.train(self.configs["style"])
 
-    def evaluate_judge(self, folder: pathlib.Path | None = None) -> JudgeReport:
+    def train_rubric_judge(self) -> None:
+        """Trains the judge of the arms whose judge compares in the light of the rubric."""
+        data = []
+        for form in RUBRIC_FORMS:
+            path = self.folder / "rubric_judge_data" / f"{form}.jsonl"
+            if not path.exists():
+                pairs = self.folder / "data" / "pairs.jsonl"
+                write_judge_data(pairs, path, self._judge_prompt(form))
+            data.append(path)
+        assert self._judge.folder is not None
+        sa.train(
+            rubric_judge_config(
+                self.configs["tiny_judge"],
+                self._judge.folder,
+                self.folder / "rubric_judge",
+                tuple(data),
+            )
+        )
+
+    def evaluate_judge(
+        self, folder: pathlib.Path | None = None, form: RubricUse = "criteria"
+    ) -> JudgeReport:
         """Evaluates a judge on the held-out pairs.
 
         Args:
-            folder: the judge's model; None for the judge of the configurations.
+            folder: the judge's model; None for the judge of the arm with that form.
+            form: of the question about a pair with a rubric.
         """
-        if folder is None:
-            assert self._judge.folder is not None
-            folder = pathlib.Path(self._judge.folder)
         backend = ModelBackend(
-            load_model(folder, "float32"),
+            load_model(folder or self._judge_folder(form), "float32"),
             slots=self._judge.slots,
             max_tokens=self._judge.max_tokens,
         )
         pairs = list(read_records(self.folder / "data" / "held_out_pairs.jsonl"))
-        return evaluate_judge(Judge(backend, self._judge_prompt, max_abstention_rate=1.0), pairs)
+        return evaluate_judge(
+            Judge(backend, self._judge_prompt(form), max_abstention_rate=1.0), pairs
+        )
+
+    def judge_quality(self, form: RubricUse) -> JudgeReport | None:
+        """Returns the stored evaluation of an arm's judge; None if there is none."""
+        path = self._judge_quality_path(form)
+        if not path.exists():
+            return None
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return JudgeReport(calibration={}, **stored)
+
+    def measure_judge(self, form: RubricUse) -> JudgeReport:
+        """Evaluates the judge of an arm, and stores the evaluation, without its calibration."""
+        if (stored := self.judge_quality(form)) is not None:
+            return stored
+        report = self.evaluate_judge(form=form)
+        values = dataclasses.asdict(report)
+        del values["calibration"]
+        with atomic_text_writer(self._judge_quality_path(form)) as file:
+            file.write(json.dumps(values) + "\n")
+        return report
 
     def measure_start(self) -> dict[str, ReplyMetrics]:
         """Measures the start model: decoding -> metrics."""
-        return self._measure(self.folder / "style", kl=0.0)
+        return self._measure(self._start.parent)
 
     def run(self, arm: str, seed: int) -> Iterator[tuple[str, dict[str, ReplyMetrics]]]:
         """Trains the models of an arm, and writes the report of each run.
@@ -115,28 +150,66 @@ class RewardTrap:
             (model, decoding -> metrics).
         """
         for name, config in self._run_configs(arm, seed):
+            if name == DPO:
+                write_judged_pairs(
+                    self._pairs(seed).parent, self._start, self._joint_stage, seed=seed
+                )
             sa.train(config)
             folder = pathlib.Path(config.run_dir)
             write_report(folder / "report.html", folder, f"{name}, seed {seed}")
-            yield name, self._measure(folder, kl=_final_kl(folder))
+            yield name, self._measure(folder)
+
+    def finished(self, name: str, seed: int) -> dict[str, ReplyMetrics] | None:
+        """Returns the metrics of a model, decoding -> metrics; None if it is not measured yet."""
+        return _read_metrics(self.folder / f"{name}-{seed}")
+
+    def finished_start(self) -> dict[str, ReplyMetrics] | None:
+        """Returns the metrics of the start model; None if it is not measured yet."""
+        return _read_metrics(self._start.parent)
+
+    @property
+    def _start(self) -> pathlib.Path:
+        return pathlib.Path(self.configs["style"].run_dir) / "model"
+
+    @property
+    def _joint_stage(self) -> StageConfig:
+        (stage,) = self.configs["joint"].stages
+        return stage
 
     @property
     def _judge(self) -> JudgeConfig:
-        (stage,) = self.configs["joint"].stages
-        return stage.policy_gradient.judge
+        return self._joint_stage.policy_gradient.judge
 
-    @property
-    def _judge_prompt(self) -> JudgePrompt:
+    def _judge_folder(self, form: RubricUse) -> pathlib.Path:
+        assert self._judge.folder is not None
+        if form == "criteria":
+            return pathlib.Path(self._judge.folder)
+        return self.folder / "rubric_judge" / "model"
+
+    def _judge_prompt(self, form: RubricUse = "criteria") -> JudgePrompt:
         judge = self._judge
-        return JudgePrompt(judge.prompt, levels=judge.preference_levels, rubric=judge.rubric)
+        return JudgePrompt(judge.prompt, levels=judge.preference_levels, rubric=form)
+
+    def _judge_quality_path(self, form: RubricUse) -> pathlib.Path:
+        # A judge that is trained again is another one.
+        weights = fingerprint_folder(self._judge_folder(form))[:12]
+        return self.folder / f"judge_{form}_{weights}.json"
+
+    def _pairs(self, seed: int) -> pathlib.Path:
+        return self.folder / f"pairs-{seed}" / "pairs.jsonl"
 
     def _run_configs(self, arm: str, seed: int) -> Iterator[tuple[str, Config]]:
         """Yields (model, configuration) of an arm; each run starts from the model before it."""
         joint = self.configs["joint"]
-        (joint_stage,) = joint.stages
         initial = joint.initial
         for name in ARMS[arm]:
-            stage = _arm_stage(joint_stage, name, num_stages=len(ARMS[arm]))
+            stage = arm_stage(
+                self._joint_stage,
+                name,
+                num_stages=len(ARMS[arm]),
+                rubric_judge=self.folder / "rubric_judge" / "model",
+                pairs=self._pairs(seed),
+            )
             run_dir = self.folder / f"{name}-{seed}"
             config = dataclasses.replace(
                 joint, run_dir=str(run_dir), initial=initial, seed=seed, stages=(stage,)
@@ -144,31 +217,26 @@ class RewardTrap:
             yield name, config
             initial = dataclasses.replace(initial, model=str(run_dir / "model"))
 
-    def _measure(self, folder: pathlib.Path, *, kl: float) -> dict[str, ReplyMetrics]:
+    def _measure(self, folder: pathlib.Path) -> dict[str, ReplyMetrics]:
         """Measures the model of a run, or reads its earlier metrics."""
-        paths = {decoding: folder / f"metrics_{decoding}.json" for decoding in TEMPERATURES}
-        if not all(path.exists() for path in paths.values()):
-            model = load_model(folder / "model", "float32")
-            for decoding, metrics in measure_replies(model, self.questions, kl=kl).items():
-                metrics.write(paths[decoding])
-        return {decoding: ReplyMetrics.read(path) for decoding, path in paths.items()}
+        if (stored := _read_metrics(folder)) is not None:
+            return stored
+        model = load_model(folder / "model", "float32")
+        is_start = folder / "model" == self._start
+        start = None if is_start else load_model(self._start, "float32")
+        measured = measure_replies(model, self.questions, start=start)
+        for decoding, metrics in measured.items():
+            metrics.write(_metrics_path(folder, decoding))
+        return measured
 
 
-def _arm_stage(joint: StageConfig, name: str, *, num_stages: int) -> StageConfig:
-    """Returns the joint stage with the rewards or prompts of a model, and its part of the steps."""
-    stage = dataclasses.replace(joint, name=name, steps=joint.steps // num_stages)
-    if name == RLVR:
-        rewards = (RewardConfig(verifier="exact_text", verifier_weight=0.8, format_weight=0.2),)
-        objective = dataclasses.replace(joint.policy_gradient, rewards=rewards, judge=JudgeConfig())
-        return dataclasses.replace(stage, objective=objective)
-    file = {RUBRIC: "rubric", THEN_PREFERENCE: "preference"}.get(name)
-    sources = tuple(
-        source for source in joint.data.sources if file in (None, pathlib.Path(source.path).stem)
-    )
-    return dataclasses.replace(stage, data=dataclasses.replace(joint.data, sources=sources))
+def _read_metrics(folder: pathlib.Path) -> dict[str, ReplyMetrics] | None:
+    """Reads the metrics of a run's model; returns None if there are not those of all decodings."""
+    paths = {decoding: _metrics_path(folder, decoding) for decoding in TEMPERATURES}
+    if not all(path.exists() for path in paths.values()):
+        return None
+    return {decoding: ReplyMetrics.read(path) for decoding, path in paths.items()}
 
 
-def _final_kl(run_dir: pathlib.Path) -> float:
-    """Returns the mean KL divergence of the last steps of a run, in nats per reply."""
-    values = [line.metrics["reply_kl"] for line in read_run(run_dir).lines][-_KL_STEPS:]
-    return sum(values) / len(values)
+def _metrics_path(folder: pathlib.Path, decoding: str) -> pathlib.Path:
+    return folder / f"replies_{decoding}.json"

@@ -16,6 +16,7 @@ import numpy as np
 
 from stepaudio_jax.data import Record
 from stepaudio_jax.data.containers.places import absolute_path
+from stepaudio_jax.data.sources.preferences import is_same_reply
 from stepaudio_jax.data.sources.serialization import part_times, serialize_record
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.rl.rewards import Reward, RewardFunction
@@ -58,7 +59,7 @@ def select_replies(
     * "right": all to which the verifier gave its full score;
     * "pairs": the best as the preferred reply, and the dialogue's worst one that has a reward, also
       of those that were not good enough to be preferred, as the rejected reply, where their rewards
-      differ.
+      and their texts differ.
 
     Args:
         records: the dialogues that were answered.
@@ -208,8 +209,12 @@ def _kept_rows(
     comparable = [
         (rollout, reward)
         for rollout, reward in scored
-        if reward.value is not None and rollout.parsed.reply.strip()
+        if reward.value is not None
+        and rollout.parsed.reply.strip()
+        and not is_same_reply(rollout.parsed.reply, best.parsed.reply)
     ]
+    if not comparable:
+        return []
     worst, worst_reward = min(comparable, key=lambda pair: _value(pair[1]))
     if _value(worst_reward) == _value(best_reward):
         return []

@@ -96,6 +96,17 @@ def test_pairs_of_the_best_and_the_worst(folder):
     assert record.answer == "7"
 
 
+def test_a_pair_has_two_different_texts(folder):
+    malformed = {"well_formed": False, "problems": ["think_end_not_on_its_line"]}
+    lines = [json.loads(line) for line in (folder / "replies.jsonl").read_text().splitlines()]
+    lines[0]["samples"] = [sample("7"), sample(" 7", **malformed), sample("8", "another")]
+    lines[1]["samples"] = [sample("2"), sample(" 2", **malformed)]  # only the form differs
+    (folder / "replies.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    reward = "{'verifier': 'number', 'verifier_weight': 0.1, 'format_weight': 0.9}"
+    (record,) = run(folder, "--keep", "pairs", reward=reward)
+    assert (record.id, record.reference_reply, record.rejected_reply) == ("a", "7", "8")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

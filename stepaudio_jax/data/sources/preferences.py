@@ -105,16 +105,17 @@ def check_preference_pair(record: Record, names: tuple[str, str]) -> None:
                 " give its text, or leave the record out"
             )
     reference, rejected = replies
-    if (
-        reference is not None
-        and rejected is not None
-        and _normalized(reference) == _normalized(rejected)
-    ):
+    if reference is not None and rejected is not None and is_same_reply(reference, rejected):
         raise DataError(
             f"{record.origin}: {names[0]!r} and {names[1]!r} are the same reply,"
             f" {format_json(rejected)}; leave the record out, or set 'margin' to 0, from which a"
             " judge learns that both are equal"
         )
+
+
+def is_same_reply(first: str, second: str) -> bool:
+    """Returns whether two texts are equal but for white space at their ends and Unicode form."""
+    return _normalized(first) == _normalized(second)
 
 
 def _normalized(reply: str) -> str:
