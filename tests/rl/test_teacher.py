@@ -10,12 +10,20 @@ import pytest
 from stepaudio_jax.config import Distillation, PolicyGradient, RolloutConfig, TeacherEndpointConfig
 from stepaudio_jax.data import read_records
 from stepaudio_jax.errors import ConfigError, DataError, EndpointError
+from stepaudio_jax.generation import Prompt
 from stepaudio_jax.parallel import BatchPlacement, make_mesh
 from stepaudio_jax.rl.packing import Minibatch, PackedRollouts
-from stepaudio_jax.rl.rollouts import Rollout
+from stepaudio_jax.rl.rollouts import PolicyTurn, Rollout, UserTurn
 from stepaudio_jax.rl.teacher import TeacherScorer, teacher_check
 from stepaudio_jax.rl.trainer import PolicyTrainer
-from stepaudio_jax.text import AudioPart, Message, TextPart, parse_reply, with_transcripts
+from stepaudio_jax.text import (
+    THINK_END,
+    AudioPart,
+    Message,
+    TextPart,
+    parse_reply,
+    with_transcripts,
+)
 from stepaudio_jax.training.preemption import PreemptionNotice
 from stepaudio_jax.training.stage_context import StageContext
 from tests.generation.small_model import write_clip
@@ -23,6 +31,7 @@ from tests.rl.prompt_logprob_server import PromptLogprobServer, logprobs_of
 from tests.rl.small_stage import BASE, base, run_stage, stage_config
 
 ROLLOUT = RolloutConfig(num_prompts=2, num_generations=2, max_new_tokens=24, slots=4)
+SAID, ANSWERED = "And what is it now?", "It is low."
 REPLIES = ("3 plus 4 is 7.", "I do not know.", "seven", "It is a low tone.")
 
 
@@ -85,25 +94,33 @@ def score(config, rollouts):
 
 
 def rollouts_to(prompts):
-    """Returns two replies to each prompt, whose clip takes five tokens."""
+    """Returns two replies to each prompt; the last dialogue goes on with a spoken turn."""
     rollouts = []
     for number, text in enumerate(REPLIES):
         record = list(read_records(prompts))[number // 2]
-        tokens = np.array(base().tokenizer.encode(text), np.int32)
-        rollouts.append(
-            Rollout(
-                group=number // 2,
-                record=record,
-                prompt_tokens=np.arange(10, dtype=np.int32),
-                is_audio=np.arange(10) < 5,
-                chunk_tokens=(5,),
-                completion_tokens=tokens,
-                sampler_logprobs=np.zeros(tokens.size, np.float32),
-                parsed=parse_reply(tokens.tolist(), base().tokenizer),
-                truncated=False,
-            )
-        )
-    return rollouts
+        rollouts.append(Rollout(number // 2, record, (policy_turn(text, clips=1),)))
+    sound = Prompt(np.arange(5), np.ones(5, bool), np.zeros(5, bool), (), (5,))
+    said = Message("user", (AudioPart("b.wav", transcript=SAID),))
+    features = np.zeros((1, 5, 4), np.float32)
+    turns = (policy_turn(f"So.{THINK_END}{ANSWERED}", clips=1), policy_turn("Low.", clips=2))
+    last = dataclasses.replace(
+        rollouts[-1], turns=turns, user_turns=(UserTurn(said, sound, features),)
+    )
+    return [*rollouts[:-1], last]
+
+
+def policy_turn(text, *, clips):
+    """Returns a reply to a prompt with clips of five tokens each."""
+    tokens = np.array(base().tokenizer.encode(text), np.int32)
+    return PolicyTurn(
+        prompt_tokens=np.arange(5 * clips + 5, dtype=np.int32),
+        is_audio=np.arange(5 * clips + 5) < 5 * clips,
+        chunk_tokens=(5,) * clips,
+        completion_tokens=tokens,
+        sampler_logprobs=np.zeros(tokens.size, np.float32),
+        parsed=parse_reply(tokens.tolist(), base().tokenizer),
+        truncated=False,
+    )
 
 
 def test_by_transcript_folder_and_server_give_what_the_model_gives_of_the_text(
@@ -127,7 +144,17 @@ def test_by_transcript_folder_and_server_give_what_the_model_gives_of_the_text(
             *(special.bot, *encode(f"human\n{read}"), special.eot),
             *(special.bot, *encode("assistant\n<think>\n")),
         ]
-        expected = logprobs_of([*prompt, *rollout.completion_tokens])[len(prompt) :]
+        first, *later = rollout.turns
+        expected = logprobs_of([*prompt, *first.completion_tokens])[len(prompt) :]
+        for turn in later:  # its context has what was said, without the reasoning
+            prompt = [
+                *(special.bot, *encode(f"human\n{read}"), special.eot),
+                *(special.bot, *encode(f"assistant\n{ANSWERED}"), special.eot),
+                *(special.bot, *encode(f"human\n{SAID}"), special.eot),
+                *(special.bot, *encode("assistant\n<think>\n")),
+            ]
+            of_turn = logprobs_of([*prompt, *turn.completion_tokens])[len(prompt) :]
+            expected = np.concatenate([expected, of_turn])
         np.testing.assert_allclose(by_folder[number], expected, atol=2e-5)
         np.testing.assert_allclose(by_server[number], expected, atol=1e-6)
 
