@@ -116,6 +116,15 @@ def write_models(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     peer.generation_config.pad_token_id = tokenizer().special.pad
     peer.save_pretrained(folder / "peer")
     tokenizer().save(folder / "peer")
+    # Where a prompt opens the reasoning, the peer streams the prompt's own text first, which would
+    # be taken for the reply's first token.
+    template = folder / "peer" / "chat_template.jinja"
+    text = template.read_text(encoding="utf-8")
+    opening = "{{- '<|BOT|>assistant\\n<think>\\n' -}}\n{%- endif"
+    if text.count(opening) != 1:
+        raise RuntimeError(f"{template} does not end as this benchmark expects")
+    text = text.replace(opening, opening.replace("<think>\\n", ""))
+    template.write_text(text, encoding="utf-8")
     return folder / "ours", folder / "peer"
 
 
@@ -175,11 +184,11 @@ def compare(
         seen: dict[str, list[Request]] = {name: [] for name in ports}
         seconds = dict.fromkeys(ports, 0.0)
         for name in ports:
-            asyncio.run(load(*ports[name], count, 1))  # not counted: what is made once
+            asyncio.run(load(*ports[name], count, 1, rounds))  # not counted: what is made once
         for number in range(rounds):
             for name in list(ports)[:: 1 if number % 2 == 0 else -1]:
                 start = time.perf_counter()
-                seen[name] += asyncio.run(load(*ports[name], count, requests))
+                seen[name] += asyncio.run(load(*ports[name], count, requests, number))
                 seconds[name] += time.perf_counter() - start
         speeds = {
             name: sum(request.tokens for request in seen[name]) / seconds[name] for name in ports
@@ -200,11 +209,16 @@ def compare(
         )
 
 
-async def load(port: int, model: str, clients: int, requests: int) -> list[Request]:
-    """Lets some clients send requests, one after the other; returns all of them."""
+async def load(port: int, model: str, clients: int, requests: int, turn: int) -> list[Request]:
+    """Lets some clients send requests, one after the other; returns all of them.
+
+    No prompt comes twice, nor in another turn: servers keep what they have computed of prompts.
+    """
 
     async def client(number: int) -> list[Request]:
-        prompts = [prompt_text((number, index), PROMPT_TOKENS) for index in range(requests)]
+        prompts = [
+            prompt_text((clients, turn, number, index), PROMPT_TOKENS) for index in range(requests)
+        ]
         return [await stream(port, model, [{"role": "user", "content": text}]) for text in prompts]
 
     return list(itertools.chain(*await asyncio.gather(*map(client, range(clients)))))

@@ -44,12 +44,14 @@ from stepaudio_jax.generation.prompts import Prompt, bucket, check_prompt_fits
 from stepaudio_jax.generation.requests import RequestState, TokenConstraint
 from stepaudio_jax.generation.sampling import MAX_STOP_TOKENS, Sampling, SamplingArrays
 from stepaudio_jax.generation.shardings import decode_layout_params, on_mesh, replace_adapters
+from stepaudio_jax.kernels.partitioning import target_platform
 from stepaudio_jax.models import CacheDtype, Parameters
 from stepaudio_jax.parallel import num_batch_shards
 from stepaudio_jax.text import THINK_END, Tokenizer
 from stepaudio_jax.text.dialogue import THINK_START_TAG
 
 STEPS_PER_CALL = 16  # tokens that every slot decodes before the host looks at them
+_MIN_ROWS, _ROWS_RATIO = 1, 4  # of the programs that decode a part of the slots
 # How a prompt of `render_prompt` ends; another template may leave out the line break.
 _THINK_START = f"{THINK_START_TAG}\n".encode()
 # The first token of each admitted request with its alternatives, by slot.
@@ -151,6 +153,7 @@ class Engine:
                     audio_cache_bytes=chunked_prefill.audio_cache_bytes,
                 )
         self._slot_requests: list[RequestState | None] = [None] * slots
+        self._row_counts = _row_counts(slots, chunked_prefill, mesh)
         self._queue: collections.deque[_Group] = collections.deque()
         self._cancelled: list[RequestOutput] = []  # told of by the next step
         self._numbers = itertools.count()
@@ -363,6 +366,18 @@ class Engine:
         outputs, self._cancelled = self._cancelled, []
         admitted = self._admit()
         num_admitted = len(admitted)
+        if self._chunked is not None and len(admitted) + self.free_slots == self.num_slots:
+            # Nothing else runs: the first tokens need not wait for the second ones.
+            slots = list(admitted)
+            admitted = self._add_first_tokens(jax.device_get(admitted))
+            for slot in slots:
+                request = self._slot_requests[slot]
+                assert request is not None
+                outputs += self._update_slot(slot, request, active=True)
+            if slots:
+                self._num_generated += num_admitted
+                self._seconds += time.perf_counter() - started
+                return outputs
         if any(request and request.constraint for request in self._slot_requests):
             # The next mask depends on the token before it, so the host looks at each.
             admitted = self._add_first_tokens(jax.device_get(admitted))
@@ -377,7 +392,8 @@ class Engine:
         }
         if not requests:
             return outputs
-        self._shapes.add(f"decode {len(self._slot_requests)} x {self._steps}")
+        rows = next(size for size in self._row_counts if max(requests) < size)
+        self._shapes.add(f"decode {rows} x {self._steps}")
         self._slots, decoded = device.decode(
             self._spec,
             self._parameters,
@@ -386,6 +402,7 @@ class Engine:
             bool(self._queue),
             self._steps,
             np.int32(max_steps),
+            rows if rows < self.num_slots else None,
         )
         first_tokens, decoded = jax.device_get((admitted, decoded))
         self._add_first_tokens(first_tokens)
@@ -493,10 +510,11 @@ class Engine:
         prompt = Prompt(
             np.zeros(length, np.int32), np.zeros(length, bool), np.zeros(length, bool), (), ()
         )
-        self.submit(prompt, [Sampling(temperature=0.0, max_new_tokens=2)])
-        while self.busy:
-            self.step()
-        yield "decode"
+        for rows in self._row_counts:  # requests take the first slots
+            self.submit(prompt, [Sampling(temperature=0.0, max_new_tokens=2)] * rows)
+            while self.busy:
+                self.step()
+            yield f"decode {rows}"
         with on_mesh(self._mesh):
             self._slots = device.resume(self._spec, self._slots, 0, 0)
             self._slots = device.release(self._spec, self._slots, 0)
@@ -581,6 +599,21 @@ class Engine:
         tokens = (self._tokenizer.special.eot, *sampling.stop_tokens)
         padding = [device.NO_TOKEN] * (MAX_STOP_TOKENS - len(tokens))
         return np.array([[*tokens, *padding]], np.int32)
+
+
+def _row_counts(
+    slots: int, chunked_prefill: ChunkedPrefillOptions | None, mesh: Mesh | None
+) -> list[int]:
+    """Returns for how many of the first slots there is a program that decodes, ascending.
+
+    On a CPU every row costs time, also that of a slot without a request. Accelerators read the
+    weights once for all rows, and a batch job keeps its slots full.
+    """
+    counts = [slots]
+    if chunked_prefill is not None and mesh is None and target_platform() == "cpu":
+        while counts[-1] > _MIN_ROWS:
+            counts.append(max(counts[-1] // _ROWS_RATIO, _MIN_ROWS))
+    return counts[::-1]
 
 
 @dataclasses.dataclass

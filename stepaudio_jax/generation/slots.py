@@ -240,7 +240,7 @@ def write_prefix_cache(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "steps"), donate_argnames="slots")
+@functools.partial(jax.jit, static_argnames=("spec", "steps", "rows"), donate_argnames="slots")
 def decode(
     spec: EngineSpec,
     parameters: Parameters,
@@ -249,6 +249,7 @@ def decode(
     stop_when_slot_frees: Bool[Array, ""],
     steps: int,
     max_steps: Int[Array, ""] | None = None,
+    rows: int | None = None,
 ) -> tuple[Slots, Decoded]:
     """Adds a token to every active slot, `steps` times, or until none is active.
 
@@ -260,7 +261,16 @@ def decode(
         stop_when_slot_frees: end early when any slot becomes inactive, since requests wait for it.
         steps: at most.
         max_steps: fewer than `steps`, without another program; None for `steps`.
+        rows: how many slots are computed, the first ones; no slot behind them is active. None for
+            all; on a mesh, all.
+
+    Returns:
+        All slots, and what the first `rows` of them sampled.
     """
+    all_slots = slots
+    if rows is not None:
+        slots = jax.tree.map(lambda x: x[:rows], dataclasses.replace(slots, caches=()))
+        slots = dataclasses.replace(slots, caches=all_slots.caches)
     last_step = steps if max_steps is None else jnp.minimum(steps, max_steps)
     num_slots = slots.token.shape[0]
     active_at_start = slots.active
@@ -339,6 +349,14 @@ def decode(
         active=active_at_start,
     )
     _, slots, out = jax.lax.while_loop(goes_on, step, (jnp.zeros((), jnp.int32), slots, nothing))
+    if rows is not None:
+        caches = slots.caches
+        slots = jax.tree.map(
+            lambda x, computed: x.at[:rows].set(computed),
+            dataclasses.replace(all_slots, caches=()),
+            dataclasses.replace(slots, caches=()),
+        )
+        slots = dataclasses.replace(slots, caches=caches)
     return _constrain_slots(slots, spec), jax.tree.map(
         lambda leaf: constrain(leaf, (), spec.compute.rules), out
     )

@@ -38,7 +38,8 @@ def decode_attention(
 
     Args:
         query: query head n reads key head n // (N // K).
-        cache: the layer's cache; on a mesh, rows and key heads lie where the rules put them.
+        cache: the layer's cache; on a mesh, rows and key heads lie where the rules put them. It may
+            have more than B rows, which are not read; not on a mesh.
         last_position: the last cache position of each row to attend to.
         compute: which kernel, and the rules.
 
@@ -83,13 +84,14 @@ def dense_decode_attention(
 
     Args:
         query: scaled, the query heads of a key head side by side.
-        cache: the layer's cache.
+        cache: the layer's cache; rows behind the query's are not read.
         last_position: the last cache position of each row to attend to.
 
     Returns:
         The attention's output in fp32.
     """
     dtype = query.dtype
+    cache = jax.tree.map(lambda x: x[: query.shape[0]], cache)
     scores = jnp.einsum(
         "BKGD,BKSD->BKGS", query, cache.keys.astype(dtype), preferred_element_type=jnp.float32
     )

@@ -53,7 +53,8 @@ class LayerCache:
     ) -> "LayerCache":
         """Returns the cache with the tokens' keys and values in row b from position start[b] on.
 
-        Where they do not fit behind `start`, it is moved back.
+        Where they do not fit behind `start`, it is moved back. The cache may have more than B rows,
+        of which the others stay as they are; a token each is written then.
         """
         return jax.tree.map(
             lambda cached, new: _write_rows(cached, new, start), self, self.cast_kv(key, value)
@@ -95,7 +96,12 @@ def _quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _write_rows(cached: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-    """Writes new [B,K,T,..] into cached [B,K,cache_len,..], row b from position start[b] on."""
+    """Writes new [B,K,T,..] into cached [..,K,cache_len,..], row b from position start[b] on."""
+    rows = new.shape[0]
+    if rows < cached.shape[0]:  # a scatter in place; slicing the rows would copy them
+        assert new.shape[2] == 1
+        at = jnp.minimum(start, cached.shape[2] - 1)
+        return cached.at[jnp.arange(rows), :, at].set(new[:, :, 0])
 
     def write_row(row: jax.Array, update: jax.Array, offset: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(row, update, (0, offset, *(0,) * (row.ndim - 2)))

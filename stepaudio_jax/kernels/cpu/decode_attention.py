@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 from stepaudio_jax.kernels.attention_mask import MASK_VALUE
 from stepaudio_jax.kernels.kv_cache import LayerCache
 
-_MIN_BLOCK, _MAX_BLOCK = 32, 512
+_MIN_BLOCK, _MAX_BLOCK = 32, 64
 _MIN_BLOCKS_PER_ROW = 16  # unless blocks would be smaller than _MIN_BLOCK
 
 
@@ -16,12 +16,14 @@ def blockwise_decode_attention(
 ) -> Float[Array, "B K G D"]:
     """Computes `decode_attention.dense_decode_attention` without reading unused blocks.
 
+    The cache may have more rows than the query, which are not read.
+
     Every row needs the blocks up to its `last_position`. They stand in one list, row after row, and
     each step of a loop takes as many entries of it as there are rows: a step may take several
     blocks of a long row and none of a short one. The sums of a row are rescaled to its largest
     score so far (Milakov and Gimelshein 2018, algorithm 3).
     """
-    rows, _, cache_len, _ = cache.keys.shape
+    rows, cache_len = query.shape[0], cache.keys.shape[2]
     size = decode_block_size(cache_len)
     blocks_needed = last_position // size + 1
     ends = jnp.cumsum(blocks_needed)
