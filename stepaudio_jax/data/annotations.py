@@ -57,7 +57,7 @@ class Annotation:
 
     @property
     def swapped(self) -> "Annotation":
-        """The same annotation of the pair whose replies are exchanged."""
+        """Returns the annotation that says the same of the pair with its replies exchanged."""
         others: Mapping[str | None, Literal["a", "b"]] = {"a": "b", "b": "a"}
         return dataclasses.replace(
             self,

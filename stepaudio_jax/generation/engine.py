@@ -366,18 +366,17 @@ class Engine:
         outputs, self._cancelled = self._cancelled, []
         admitted = self._admit()
         num_admitted = len(admitted)
-        if self._chunked is not None and len(admitted) + self.free_slots == self.num_slots:
+        num_running = self.num_slots - self.free_slots
+        if self._chunked is not None and 0 < num_admitted == num_running:
             # Nothing else runs: the first tokens need not wait for the second ones.
-            slots = list(admitted)
-            admitted = self._add_first_tokens(jax.device_get(admitted))
-            for slot in slots:
+            self._add_first_tokens(jax.device_get(admitted))
+            for slot in admitted:
                 request = self._slot_requests[slot]
                 assert request is not None
                 outputs += self._update_slot(slot, request, active=True)
-            if slots:
-                self._num_generated += num_admitted
-                self._seconds += time.perf_counter() - started
-                return outputs
+            self._num_generated += num_admitted
+            self._seconds += time.perf_counter() - started
+            return outputs
         if any(request and request.constraint for request in self._slot_requests):
             # The next mask depends on the token before it, so the host looks at each.
             admitted = self._add_first_tokens(jax.device_get(admitted))

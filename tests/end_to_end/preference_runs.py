@@ -7,7 +7,7 @@ import textwrap
 import numpy as np
 import soundfile
 
-from tests.end_to_end.tones import PITCHES, write_lines
+from tests.end_to_end.tones import PITCHES, TINY_MODEL, write_lines, write_tone
 
 CLIPS, HELD_OUT = 12, 6
 
@@ -24,9 +24,7 @@ def write_pairs(folder: pathlib.Path) -> None:
     soundfile.write(folder / "silence.wav", np.zeros(5600, np.float32), 16_000)
     for number in range(CLIPS + HELD_OUT):
         hertz = list(PITCHES)[number % 3]
-        time = np.arange(int(16_000 * (0.3 + 0.01 * (number % 9)))) / 16_000 + rng.uniform()
-        wave = 0.3 * np.sin(2 * np.pi * hertz * time) + 0.01 * rng.normal(size=time.size)
-        soundfile.write(folder / f"{number}.wav", wave.astype(np.float32), 16_000)
+        write_tone(folder / f"{number}.wav", hertz, 0.3 + 0.01 * (number % 9), rng)
         name = "pairs" if number < CLIPS else "held_out"
         files[name] += pairs(f"{number}.wav", PITCHES[hertz])
     for pitch in PITCHES.values():
@@ -47,24 +45,9 @@ def pairs(clip: str, pitch: str) -> list[dict]:
 def write_preference_config(path: pathlib.Path, corpus: pathlib.Path) -> pathlib.Path:
     """Writes a configuration: DPO, then one step that measures the policy on silent clips."""
     path.write_text(
-        textwrap.dedent(
+        TINY_MODEL
+        + textwrap.dedent(
             f"""
-            from stepaudio_jax.config import *
-
-            MODEL = ModelConfig(
-                encoder=EncoderConfig(hidden=32, heads=2, layers=1, positions=64),
-                adaptor=AdaptorConfig(ffn=32),
-                decoder=DecoderConfig(
-                    vocab_size=290,
-                    hidden=32,
-                    ffn=64,
-                    layers=1,
-                    heads=2,
-                    kv_heads=1,
-                    head_dim=16,
-                    max_positions=256,
-                ),
-            )
 
 
             def data(name):

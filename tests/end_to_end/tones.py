@@ -9,6 +9,24 @@ import soundfile
 
 PITCHES = {300: "low", 900: "middle", 2500: "high"}
 SUMS = [(a, 1) for a in range(4)]
+TINY_MODEL = """
+from stepaudio_jax.config import *
+
+MODEL = ModelConfig(
+    encoder=EncoderConfig(hidden=32, heads=2, layers=1, positions=64),
+    adaptor=AdaptorConfig(ffn=32),
+    decoder=DecoderConfig(
+        vocab_size=290,
+        hidden=32,
+        ffn=64,
+        layers=1,
+        heads=2,
+        kv_heads=1,
+        head_dim=16,
+        max_positions=256,
+    ),
+)
+"""  # how a configuration of these tests begins
 
 
 def tone_question(number: int, hertz: int) -> dict:
@@ -36,13 +54,18 @@ def write_corpus(folder: pathlib.Path) -> None:
     tones = []
     for number in range(21):
         hertz = list(PITCHES)[number % 3]
-        time = np.arange(int(16_000 * (0.3 + 0.01 * (number % 15)))) / 16_000 + rng.uniform()
-        wave = 0.3 * np.sin(2 * np.pi * hertz * time) + 0.01 * rng.normal(size=time.size)
-        soundfile.write(folder / f"{number}.wav", wave.astype(np.float32), 16_000)
+        write_tone(folder / f"{number}.wav", hertz, 0.3 + 0.01 * (number % 15), rng)
         tones.append(tone_question(number, hertz))
     write_lines(folder / "tones.jsonl", tones[:15])
     write_lines(folder / "held_out.jsonl", tones[15:])
     write_lines(folder / "sums.jsonl", [sum_question(a, b) for a, b in SUMS])
+
+
+def write_tone(path: pathlib.Path, hertz: int, seconds: float, rng: np.random.Generator) -> None:
+    """Writes a tone of random phase under some noise."""
+    time = np.arange(int(16_000 * seconds)) / 16_000 + rng.uniform()
+    wave = 0.3 * np.sin(2 * np.pi * hertz * time) + 0.01 * rng.normal(size=time.size)
+    soundfile.write(path, wave.astype(np.float32), 16_000)
 
 
 def write_lines(path: pathlib.Path, lines: list[dict]) -> pathlib.Path:
@@ -53,24 +76,9 @@ def write_lines(path: pathlib.Path, lines: list[dict]) -> pathlib.Path:
 def write_config(path: pathlib.Path, corpus: pathlib.Path) -> pathlib.Path:
     """Writes a configuration: mid-training of all parts, then SFT with a frozen encoder."""
     path.write_text(
-        textwrap.dedent(
+        TINY_MODEL
+        + textwrap.dedent(
             f"""
-            from stepaudio_jax.config import *
-
-            MODEL = ModelConfig(
-                encoder=EncoderConfig(hidden=32, heads=2, layers=1, positions=64),
-                adaptor=AdaptorConfig(ffn=32),
-                decoder=DecoderConfig(
-                    vocab_size=290,
-                    hidden=32,
-                    ffn=64,
-                    layers=1,
-                    heads=2,
-                    kv_heads=1,
-                    head_dim=16,
-                    max_positions=256,
-                ),
-            )
             SHAPE = {{
                 "batch_size": 4,
                 "seq_len": 192,

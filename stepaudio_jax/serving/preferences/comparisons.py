@@ -36,7 +36,7 @@ class Continuation:
 
     @property
     def reply(self) -> str:
-        """The assistant's words, of several turns one after the other."""
+        """Returns the assistant's words, of several turns one after the other."""
         return "\n".join(turn.text for turn in self.turns if turn.role == "assistant")
 
 
@@ -59,7 +59,7 @@ class Comparison:
 
     @property
     def is_of_dialogues(self) -> bool:
-        """Whether more than one turn of the assistant's is compared."""
+        """Returns whether more than one turn of the assistant's is compared."""
         return len(self.a.turns) > 1 or len(self.b.turns) > 1
 
     @property
