@@ -26,10 +26,12 @@ from stepaudio_jax.generation.prefill_programs import (
 )
 from stepaudio_jax.generation.prefix_blocks import audio_chunk_starts, block_keys
 from stepaudio_jax.generation.prompts import Prompt, bucket
+from stepaudio_jax.kernels.partitioning import target_platform
 from stepaudio_jax.models import LayerCache, Parameters
 
 MIN_CHUNK_TOKENS = 32
 _FINE_SHAPES_TOKENS = 128
+_FINE_STEP_CPU = 16
 PrefixBlock = tuple[LayerCache, ...]
 
 
@@ -275,9 +277,17 @@ class ChunkedPrefill:
 
 
 def chunk_shapes(chunk_tokens: int) -> list[int]:
-    """Returns the lengths to which chunks are padded: where that costs most, two a doubling."""
+    """Returns the lengths to which chunks are padded: where that costs most, two a doubling.
+
+    On a CPU, where padding costs as much as tokens, more.
+    """
     shapes = [MIN_CHUNK_TOKENS]
     while shapes[-1] < chunk_tokens:
         last = shapes[-1]
-        shapes.append(bucket(last + 1) if last < _FINE_SHAPES_TOKENS else 2 * last)
+        if last >= _FINE_SHAPES_TOKENS:
+            shapes.append(2 * last)
+        elif target_platform() == "cpu":
+            shapes.append(last + _FINE_STEP_CPU)
+        else:
+            shapes.append(bucket(last + 1))
     return shapes

@@ -468,7 +468,12 @@ class Engine:
                 allowed=allowed,
             )
             self._slots, *first_tokens[slot] = device.insert(
-                self._spec, self._slots, group.prefix, params, slot
+                self._spec,
+                self._slots,
+                group.prefix,
+                params,
+                slot,
+                block_tokens=None if self._chunked is None else self._chunked.chunk_tokens,
             )
             self._slot_requests[slot] = request
         while self._queue and not self._queue[0].waiting:

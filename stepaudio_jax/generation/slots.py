@@ -164,12 +164,27 @@ def empty_slots(spec: EngineSpec, slots: int, tokens: int) -> Slots:
 
 
 def insert(
-    spec: EngineSpec, slots: Slots, prefix: Prefix, params: RequestParams, slot: int
+    spec: EngineSpec,
+    slots: Slots,
+    prefix: Prefix,
+    params: RequestParams,
+    slot: int,
+    *,
+    block_tokens: int | None = None,
 ) -> tuple[Slots, Sampled, TopLogprobs]:
     """Puts a request into a free slot and samples its first token.
 
     These are two programs: only the one that copies the caches depends on the prompt's bucket, and
     that one compiles quickly.
+
+    Args:
+        spec: which model.
+        slots: donated.
+        prefix: the prefilled prompt.
+        params: what the request asks for.
+        slot: a free one.
+        block_tokens: copy only the blocks of so many positions that hold the prompt; None to copy
+            the whole of the prefix's caches.
 
     Returns:
         The slots, and the first token with its alternatives, one row.
@@ -177,7 +192,9 @@ def insert(
     slots_without_caches = dataclasses.replace(slots, caches=())
     prefix_without_caches = dataclasses.replace(prefix, caches=())
     admitted, first, top = admit(spec, slots_without_caches, prefix_without_caches, params, slot)
-    caches = write_prefix_cache(spec, slots.caches, prefix.caches, slot)
+    caches = write_prefix_cache(
+        spec, slots.caches, prefix.caches, slot, prefix.length, block_tokens=block_tokens
+    )
     return dataclasses.replace(admitted, caches=caches), first, top
 
 
@@ -225,18 +242,33 @@ def admit(
     return _constrain_slots(jax.tree.map(write_row, slots, new), spec), first, top
 
 
-@functools.partial(jax.jit, static_argnames="spec", donate_argnames="caches")
+@functools.partial(
+    jax.jit, static_argnames=("spec", "block_tokens"), donate_argnames="caches"
+)
 def write_prefix_cache(
     spec: EngineSpec,
     caches: tuple[LayerCache, ...],
     prefix_caches: tuple[LayerCache, ...],
     slot: Int[Array, ""],
+    length: Int[Array | np.ndarray, "1"],
+    *,
+    block_tokens: int | None = None,
 ) -> tuple[LayerCache, ...]:
-    """Returns the caches of all slots with those of one prompt written into a slot."""
-    rules = spec.compute.rules
-    return tuple(
-        cache.insert_row(prefix_cache, slot).constrain_sharding(rules)
-        for cache, prefix_cache in zip(caches, prefix_caches, strict=True)
+    """Returns the caches of all slots with those of one prompt, of `length`, in a slot."""
+
+    def write(start: Array | int, caches: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
+        return tuple(
+            cache.insert_row(prefix_cache, slot, start, block_tokens).constrain_sharding(
+                spec.compute.rules
+            )
+            for cache, prefix_cache in zip(caches, prefix_caches, strict=True)
+        )
+
+    if block_tokens is None:
+        return write(0, caches)
+    num_blocks = -(-jnp.asarray(length)[0] // block_tokens)
+    return jax.lax.fori_loop(
+        0, num_blocks, lambda block, caches: write(block * block_tokens, caches), caches
     )
 
 

@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, Int
 from stepaudio_jax.config import ComputeConfig
 from stepaudio_jax.kernels.attention_mask import MASK_VALUE
 from stepaudio_jax.kernels.kv_cache import CACHE_AXES, LayerCache
-from stepaudio_jax.kernels.partitioning import activation_spec, current_mesh
+from stepaudio_jax.kernels.partitioning import activation_spec, current_mesh, target_platform
 
-_MAX_BLOCK = 512  # cache positions that are read at once
+# Cache positions that are read at once. A CPU computes every masked score; accelerators hide them.
+_MAX_BLOCK, _MAX_BLOCK_CPU = 512, 128
 
 
 def chunk_attention(
@@ -63,7 +64,8 @@ def _attend(
     Milakov and Gimelshein 2018, algorithm 3.
     """
     rows, kv_heads, groups, tokens, head_dim = query.shape
-    size = math.gcd(cache.keys.shape[2], _MAX_BLOCK)
+    max_block = _MAX_BLOCK_CPU if target_platform() == "cpu" else _MAX_BLOCK
+    size = math.gcd(cache.keys.shape[2], max_block)
     flat = query.reshape(rows, kv_heads, groups * tokens, head_dim)
     position = jnp.tile(start + jnp.arange(tokens), groups)[:, None]
 

@@ -60,11 +60,25 @@ class LayerCache:
             lambda cached, new: _write_rows(cached, new, start), self, self.cast_kv(key, value)
         )
 
-    def insert_row(self, other: "LayerCache", row: Int[Array, ""]) -> "LayerCache":
-        """Returns the cache with the first row of another one, no longer than it, in row `row`."""
+    def insert_row(
+        self,
+        other: "LayerCache",
+        row: Int[Array, ""],
+        start: Int[Array, ""] | int = 0,
+        size: int | None = None,
+    ) -> "LayerCache":
+        """Returns the cache with the first row of another one, no longer than it, in row `row`.
+
+        Of that row `size` positions from `start` on are written, to the same positions; None for
+        all of them.
+        """
 
         def put(cached: jax.Array, new: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice(cached, new[:1], (row, *(0,) * (cached.ndim - 1)))
+            part = new[:1]
+            if size is not None:
+                part = jax.lax.dynamic_slice_in_dim(part, start, size, axis=2)
+            rest = (0,) * (cached.ndim - 3)
+            return jax.lax.dynamic_update_slice(cached, part, (row, 0, start, *rest))
 
         return jax.tree.map(put, self, other)
 
