@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import transformers
+from safetensors.numpy import load_file, save_file
 from transformers import Qwen2ForCausalLM
 
 from benchmarks.allocator import allocator_environment
@@ -108,7 +109,10 @@ def main() -> None:
 
 
 def write_models(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Writes the model of each server with random weights; returns the two folders."""
+    """Writes the model of each server with random weights; returns the two folders.
+
+    Neither writes a token that cannot be seen in a stream, so each piece of a reply is counted.
+    """
     write_random_weights(MODEL, folder / "ours", tokenizer=tokenizer(), dtype=np.dtype(np.float32))
     peer = Qwen2ForCausalLM(qwen2_config(MODEL.decoder)).eval()
     peer.generation_config.do_sample = False
@@ -116,7 +120,19 @@ def write_models(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     peer.generation_config.pad_token_id = tokenizer().special.pad
     peer.save_pretrained(folder / "peer")
     tokenizer().save(folder / "peer")
+    for model in (folder / "ours", folder / "peer"):
+        (file,) = model.glob("*.safetensors")
+        tensors = load_file(file)
+        tensors["lm_head.weight"][unseen_tokens()] = 0  # some other token's logit is above 0
+        save_file(tensors, file, metadata={"format": "pt"})
     return folder / "ours", folder / "peer"
+
+
+def unseen_tokens() -> list[int]:
+    """Returns the tokens whose text is empty, white space, or left out as special."""
+    texts = map(tokenizer().token_bytes, range(MODEL.decoder.vocab_size))
+    special = set(dataclasses.asdict(tokenizer().special).values())
+    return [token for token, text in enumerate(texts) if not text.strip() or token in special]
 
 
 def our_server(folder: pathlib.Path, *flags: str) -> contextlib.AbstractContextManager[int]:
@@ -238,19 +254,20 @@ async def stream(port: int, model: str, messages: Any, *, new_tokens: int = NEW_
     reader, writer = await asyncio.open_connection(_HOST, port, limit=1 << 24)
     started = time.perf_counter()
     writer.write(head.encode() + body)
-    pieces, lines = [], []
+    pieces, lines, finish = [], [], None
     async for line in reader:
         if not line.startswith(b"data: {"):
             lines.append(line)
             continue
-        delta = (json.loads(line[6:])["choices"] or [{}])[0].get("delta", {})
+        choice = (json.loads(line[6:])["choices"] or [{}])[0]
+        finish, delta = choice.get("finish_reason") or finish, choice.get("delta", {})
         text = delta.get("content") or delta.get("reasoning_content")
         # The peer streams the prompt's own text before the reply, its last line break by itself.
         if text and text.strip() and not (isinstance(question, str) and question[:20] in text):
             pieces.append(time.perf_counter())
     writer.close()
     await writer.wait_closed()
-    if not lines[0].startswith(b"HTTP/1.1 200") or not pieces:
+    if not lines[0].startswith(b"HTTP/1.1 200") or not pieces or finish != "length":
         raise RuntimeError(f"the server at port {port} answers {b''.join(lines)[:2000]!r}")
     return Request(started, tuple(pieces), new_tokens)
 
@@ -306,6 +323,7 @@ def long_prompt(port: int, *, tokens: int) -> None:
     )
 
 
+@functools.cache
 @functools.cache
 def tokenizer() -> Tokenizer:
     """Returns a tokenizer in which every token of the models is text, but for the special ones."""

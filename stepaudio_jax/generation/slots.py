@@ -242,9 +242,7 @@ def admit(
     return _constrain_slots(jax.tree.map(write_row, slots, new), spec), first, top
 
 
-@functools.partial(
-    jax.jit, static_argnames=("spec", "block_tokens"), donate_argnames="caches"
-)
+@functools.partial(jax.jit, static_argnames=("spec", "block_tokens"), donate_argnames="caches")
 def write_prefix_cache(
     spec: EngineSpec,
     caches: tuple[LayerCache, ...],

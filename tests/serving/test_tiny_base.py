@@ -117,11 +117,22 @@ def test_samples_repeat_alone_and_under_load(client):
     def sample(seed):
         return of_whole(ask(client, user(clip("camel"), HEAR), seed=seed, **options))[0]
 
+    def without_logprobs(choices):
+        return {
+            index: {**choice, "logprobs": [token for token, _ in choice["logprobs"]]}
+            for index, choice in choices.items()
+        }
+
+    def logprobs(choices):
+        return [logprob for choice in choices.values() for _, logprob in choice["logprobs"]]
+
     alone = {seed: sample(seed) for seed in range(4)}
     assert len({str(choice) for choices in alone.values() for choice in choices.values()}) > 3
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         for seed, choices in pool.map(lambda seed: (seed, sample(seed)), [*range(4)] * 8):
-            assert choices == alone[seed]
+            assert without_logprobs(choices) == without_logprobs(alone[seed])
+            # The number of replies beside it changes how a CPU rounds: see docs/serving.md.
+            assert logprobs(choices) == pytest.approx(logprobs(alone[seed]), abs=1e-4)
 
 
 def test_stop_tools_and_json(client):
