@@ -139,20 +139,15 @@ def measure_judge(inputs: JudgeInputs, model: pathlib.Path, held_out: pathlib.Pa
     )
 
 
-def compare_judges(
-    folder: pathlib.Path, *, couples: int, held_out: int, steps: int, seed: int = 0
-) -> list[ToneResult]:
-    """Makes the data, trains both judges and measures them; what exists is not made again.
+def compare_judges(folder: pathlib.Path, *, steps: int, seed: int = 0) -> list[ToneResult]:
+    """Trains both judges and measures them; what exists is not made again.
 
     Args:
-        folder: of data and runs.
-        couples, held_out: see `write_tone_data`.
+        folder: of runs, and of the data in it.
         steps: of training each judge.
-        seed: of the data and the training.
+        seed: of the training.
     """
     data = folder / "data"
-    if not data.exists():
-        write_tone_data(data, couples=couples, held_out=held_out, seed=seed)
     results = []
     for inputs in INPUTS:
         dialogues = write_judge_dialogues(data, judge_prompt(inputs))
@@ -174,17 +169,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--held-out", type=int, default=HELD_OUT)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only-data", action="store_true", help="train no judge")
     options = parser.parse_args(arguments)
     if options.steps < 2:
         parser.error(f"--steps {options.steps} must be at least 2")
     with exit_on_error(ON_INTERRUPT):
-        compare_judges(
-            options.folder,
-            couples=options.couples,
-            held_out=options.held_out,
-            steps=options.steps,
-            seed=options.seed,
-        )
+        data = options.folder / "data"
+        if not data.exists():
+            write_tone_data(
+                data, couples=options.couples, held_out=options.held_out, seed=options.seed
+            )
+        if not options.only_data:
+            compare_judges(options.folder, steps=options.steps, seed=options.seed)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ The folder holds:
 * `audio/00000.flac`, ..: the clips;
 * `pairs.jsonl`: preferences, the reply that fits the manner first;
 * `held_out_pairs.jsonl`: the same of voices and words that the others do not have;
+* `held_out_silent_pairs.jsonl`: the same with silence in place of every clip;
 * `prompts.jsonl`: the dialogues of `pairs.jsonl` with the fitting reply as the reference;
 * `judge_audio.jsonl`, `judge_transcripts.jsonl`: training dialogues of a judge that hears, and of
   one that reads.
@@ -37,7 +38,9 @@ from stepaudio_jax.storage import atomic_directory, write_json_lines
 Json = dict[str, Any]
 INPUTS: tuple[JudgeInputs, ...] = ("audio", "transcripts")
 _SIMILAR_VOICES = 3  # of each training voice, besides itself
+_SILENCE = "audio/silence.flac"
 _KINDS: tuple[Kind, ...] = ("keyword", "statement")
+_SILENCE_S = 1.5
 _MAX_LETTERS = 22  # longer than the small base model was trained to hear, if said slowly
 
 
@@ -103,6 +106,10 @@ def write_tone_data(output: pathlib.Path, *, couples: int, held_out: int, seed: 
         write_json_lines(folder / "pairs.jsonl", trained)
         tested = _write_couples(folder, held_out, is_held_out=True, seed=seed)
         write_json_lines(folder / "held_out_pairs.jsonl", tested)
+        # One length for all: a lively voice is faster, so a clip's length tells the manner, too.
+        silence = np.zeros(round(_SILENCE_S * SAMPLE_RATE), np.float32)
+        (folder / _SILENCE).write_bytes(encode_samples(silence, SAMPLE_RATE))
+        write_json_lines(folder / "held_out_silent_pairs.jsonl", map(_silenced, tested))
         write_json_lines(folder / "prompts.jsonl", [_prompt(row) for row in trained])
 
 
@@ -197,6 +204,12 @@ def _preference(
         "rejected_critique": f"{other} is {heard}: wrong",
         "margin": 1,
     }
+
+
+def _silenced(preference: Json) -> Json:
+    """Returns a preference whose clip is silence."""
+    clip = {"type": "audio", "audio": _SILENCE}
+    return {**preference, "messages": [{"role": "user", "content": [clip]}]}
 
 
 def _prompt(preference: Json) -> Json:

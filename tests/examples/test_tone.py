@@ -87,6 +87,19 @@ def test_only_the_judge_that_hears_is_given_the_clips(folder, tmp_path):
     assert set(texts.values()) == {2}, "each question has both verdicts as its right answer"
 
 
+def test_silent_pairs_are_the_held_out_ones_without_their_sound(folder):
+    heard, silent = (
+        list(read_records(folder / name))
+        for name in ("held_out_pairs.jsonl", "held_out_silent_pairs.jsonl")
+    )
+    assert len(silent) == 8
+    for record, quiet in zip(heard, silent, strict=True):
+        assert (record.id, record.reference_reply) == (quiet.id, quiet.reference_reply)
+        (clip,) = quiet.messages[0].audio
+        assert not load_clip(clip).any()
+        assert clip.transcript is None
+
+
 def test_the_data_follow_from_the_seed(folder, tmp_path):
     write_tone_data(tmp_path / "again", couples=12, held_out=4)
     for path in sorted(folder.glob("audio/*")):
