@@ -67,7 +67,7 @@ class ClipReader:
         scheme = source.partition(":")[0].lower()
         try:
             if scheme == "data":
-                return self._read_data_uri(source)
+                return _read_data_uri(source)
             if scheme == "https":
                 return read_https(
                     source,
@@ -153,15 +153,6 @@ class ClipReader:
             code="audio_too_long",
         )
 
-    def _read_data_uri(self, uri: str) -> bytes:
-        match = _DATA_URI.match(uri)
-        if match is None:
-            raise AudioError("the data: URI", "has no comma behind its type; write it again")
-        body = uri[match.end() :]
-        if not match[0].lower().endswith(";base64,"):
-            return urllib.parse.unquote_to_bytes(body)
-        return decode_base64(body if "%" not in body else urllib.parse.unquote(body))
-
     def _read_file(self, url: str) -> bytes:
         folder = self._settings.audio_folder
         name = short_name(url)
@@ -183,6 +174,17 @@ class ClipReader:
         if os.path.getsize(path) > self._max_bytes:
             raise AudioError(name, f"is larger than {self._settings.max_body_mb:g} MB")
         return read_bytes(path)
+
+
+def decode_clip_data(text: str) -> bytes:
+    """Returns the file that `input_audio.data` holds: in base64, or as a `data:` URI.
+
+    Raises:
+        AudioError: it is neither, or empty.
+    """
+    if text[:5].lower() == "data:":  # some clients send the URI
+        return _read_data_uri(text)
+    return decode_base64(text)
 
 
 def decode_base64(text: str) -> bytes:
@@ -209,3 +211,16 @@ def clip_error(where: str, message: str) -> ApiError:
 def seconds(samples: int) -> float:
     """Returns the length of a clip in seconds."""
     return samples / SAMPLE_RATE
+
+
+def _read_data_uri(uri: str) -> bytes:
+    match = _DATA_URI.match(uri)
+    if match is None:
+        raise AudioError("the data: URI", "has no comma after its type; write it again")
+    body = uri[match.end() :]
+    if match[0].lower().endswith(";base64,"):
+        return decode_base64(body if "%" not in body else urllib.parse.unquote(body))
+    content = urllib.parse.unquote_to_bytes(body)
+    if not content:
+        raise AudioError("the clip", "is empty; send a sound file")
+    return content

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.data.sources.tools import calls_text, order_results, schemas_text
 from stepaudio_jax.errors import ApiError, AudioError, DataError, TextError
 from stepaudio_jax.generation.prompts import ClipFeatures, Prompt, build_prompt_of_features
@@ -21,7 +22,7 @@ from stepaudio_jax.serving.chat_protocol import (
     ToolMessage,
     UserMessage,
 )
-from stepaudio_jax.serving.clips import ClipReader, clip_error, decode_base64, seconds
+from stepaudio_jax.serving.clips import ClipReader, clip_error, decode_clip_data, seconds
 from stepaudio_jax.serving.models import ServedModel
 from stepaudio_jax.serving.settings import ServingSettings
 from stepaudio_jax.text import (
@@ -105,7 +106,7 @@ def build_chat_prompt(
             end = tuple(model.tokenizer.encode(THINK_END))
             segments.append(Segment(end, in_loss=False, audio=None, turn=len(dialogue)))
         samples = 0
-        left = round(settings.max_audio_s * 16_000)
+        left = round(settings.max_audio_s * SAMPLE_RATE)
 
         def features(part: AudioPart) -> ClipFeatures:
             nonlocal samples, left
@@ -212,11 +213,8 @@ def _content(place: _ClipPlace, clips: ClipReader) -> bytes:
     """Returns the file of a clip."""
     if isinstance(place.source, str):
         return clips.fetch(place.source, place.where)
-    data = place.source.input_audio.data
-    if data[:5].lower() == "data:":  # some clients send the URI
-        return clips.fetch(data, place.where)
     try:
-        return decode_base64(data)
+        return decode_clip_data(place.source.input_audio.data)
     except AudioError as error:
         raise clip_error(place.where, f"{error.source} {error.reason}") from None
 
@@ -246,7 +244,7 @@ def _check_text(dialogue: Sequence[Message], served: ServedModel) -> None:
 
 
 def _schemas_place(dialogue: Sequence[Message]) -> int:
-    """Returns where the turn of schemas stands: behind the system turns at the beginning."""
+    """Returns where the turn of schemas stands: after the system turns at the beginning."""
     return next(
         (index for index, message in enumerate(dialogue) if message.role != "system"),
         len(dialogue),
