@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 
@@ -26,6 +27,13 @@ from stepaudio_jax.storage import expand_home, read_bytes
 
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 _LOCAL_HOSTS = ("", "localhost")
+
+
+@dataclasses.dataclass
+class UrlTime:
+    """The time that reading the clips of a request from their URLs may still take, in seconds."""
+
+    left: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,27 +62,23 @@ class ClipReader:
         self._cache: BoundedCache[ReadClip] = BoundedCache(cache_bytes)
         self._lock = threading.Lock()
 
-    def fetch(self, source: str, where: str) -> bytes:
+    def fetch(self, source: str, where: str, url_time: UrlTime) -> bytes:
         """Returns the file that a URL names.
 
         Args:
             source: `data:`, `https:` or `file:`.
             where: the message and part, the start of an error.
+            url_time: of the request; what is used is taken off.
 
         Raises:
-            ApiError: the URL is not allowed, or its file cannot be read.
+            ApiError: the URL is not allowed, or its file cannot be read in time.
         """
         scheme = source.partition(":")[0].lower()
         try:
             if scheme == "data":
                 return _read_data_uri(source)
             if scheme == "https":
-                return read_https(
-                    source,
-                    self._settings.audio_domains,
-                    max_bytes=self._max_bytes,
-                    timeout_s=self._settings.url_timeout_s,
-                )
+                return self._read_https(source, url_time)
             if scheme == "file":
                 return self._read_file(source)
         except AudioError as error:
@@ -152,6 +156,20 @@ class ClipReader:
             " or start the server with a larger --max-audio-s",
             code="audio_too_long",
         )
+
+    def _read_https(self, url: str, url_time: UrlTime) -> bytes:
+        if url_time.left <= 0:
+            raise AudioError(short_name(url), "cannot be read in time; send the clip itself")
+        started = time.monotonic()
+        try:
+            return read_https(
+                url,
+                self._settings.audio_domains,
+                max_bytes=self._max_bytes,
+                timeout_s=url_time.left,
+            )
+        finally:
+            url_time.left -= time.monotonic() - started
 
     def _read_file(self, url: str) -> bytes:
         folder = self._settings.audio_folder
