@@ -166,8 +166,8 @@ def test_requests_are_counted_by_the_status_that_their_clients_got(server, clien
 
     before = {status: count(status) for status in (200, 400, 500)}
     options = {"model": NAME, "messages": [user("x")], "max_tokens": 2}
+    list(client.chat.completions.create(**options, stream=True))  # counted just after its end
     client.chat.completions.create(**options)
-    list(client.chat.completions.create(**options, stream=True))
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(**options, response_format=schema)
