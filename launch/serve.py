@@ -73,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="a Hugging Face folder or a checkpoint of this project",
     )
     parser.add_argument(
-        "--model-name", metavar="NAME", help="under which it answers (default: the last part of DIR)"
+        "--model-name", metavar="NAME", help="its name in requests (default: the last part of DIR)"
     )
     parser.add_argument(
         "--also",
