@@ -116,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
         "forget",
         usage="%(prog)s FOLDER --annotator NAME",
         help="removes all of somebody's from a folder of preferences",
-        description="Removes somebody's verdicts, comparisons, consent and recordings. The server"
-        " must be stopped.",
+        description="Removes somebody's verdicts, comparisons, consent, recordings, and annotations"
+        " of prepared pairs. The server must be stopped.",
     )
     forget.add_argument("folder", metavar="FOLDER", type=expand_home)
     forget.add_argument("--annotator", metavar="NAME", required=True)
@@ -243,7 +243,8 @@ def _forget(options: argparse.Namespace) -> int:
         removed = forget_annotator(options.folder, options.annotator)
         print(
             f"removed of {options.annotator}: {removed.verdicts} verdicts, {removed.assignments}"
-            f" comparisons, {removed.consents} consents, {removed.clips} recordings"
+            f" comparisons, {removed.consents} consents, {removed.clips} recordings,"
+            f" {removed.annotations} annotations of prepared pairs"
         )
         print("files that were made of the folder before, elsewhere, must be made again")
         return 0

@@ -17,7 +17,12 @@ from launch.arguments import add_compute_arguments
 from launch.distributed import DISTRIBUTED_FLAG, initialize_distributed
 from launch.errors import exit_on_error
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.serving.settings import EngineSettings, ServingSettings
+from stepaudio_jax.serving.settings import (
+    MIN_PREFILL_CHUNK,
+    MIN_SLOT_TOKENS,
+    EngineSettings,
+    ServingSettings,
+)
 from stepaudio_jax.storage import expand_home
 
 if TYPE_CHECKING:
@@ -68,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="a Hugging Face folder or a checkpoint of this project",
     )
     parser.add_argument(
-        "--model-name", metavar="NAME", help="under which it answers (default: the folder's)"
+        "--model-name", metavar="NAME", help="its name in requests (default: the last part of DIR)"
     )
     parser.add_argument(
         "--also",
@@ -111,11 +116,18 @@ def _distributed_argument(value: str) -> str:
 def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     default = EngineSettings
     for flag, kind, help_text in (
-        ("--slots", int, "replies generated side by side"),
-        ("--slot-tokens", int, "most tokens of prompt and reply together"),
+        ("--slots", int, "replies generated side by side, by each model"),
+        (
+            "--slot-tokens",
+            int,
+            f"most tokens of prompt and reply, {MIN_SLOT_TOKENS} or more",
+        ),
         ("--steps", int, "tokens of each reply between two looks at the queue"),
-        ("--prefix-cache-gb", float, "keys and values of prompts' beginnings kept on the device"),
-        ("--audio-cache-gb", float, "encoded sound kept in memory"),
+        (
+            *("--prefix-cache-gb", float),
+            "keys and values of prompts' beginnings kept on the device, for each model",
+        ),
+        ("--audio-cache-gb", float, "encoded sound kept in memory, for each model"),
     ):
         name = flag[2:].replace("-", "_")
         parser.add_argument(
@@ -127,7 +139,8 @@ def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prefill-chunk",
         type=int,
-        help="tokens of a prompt computed at once while others run (default: 512, on a CPU 128)",
+        help="tokens of a prompt computed at once while others run: a power of two,"
+        f" {MIN_PREFILL_CHUNK} or more (default: 512, on a CPU 128)",
     )
     parser.add_argument(
         "--cache-dtype", choices=("float32", "bfloat16", "int8"), help="default: as --dtype"
@@ -193,10 +206,10 @@ def _add_limit_arguments(parser: argparse.ArgumentParser) -> None:
         ("--max-audio-s", float, "most seconds of sound in a request"),
         ("--max-clips", int, "most clips in a request"),
         ("--max-samples", int, "most replies to a request"),
-        ("--max-queue", int, "requests that may wait; more are told to come back"),
-        ("--request-timeout-s", float, "a request that takes longer is ended"),
+        ("--max-queue", int, "replies that may wait for a slot; more are told to come back"),
+        ("--request-timeout-s", float, "a request that takes longer, its wait included, is ended"),
         ("--drain-timeout-s", float, "how long running replies may go on at the end"),
-        ("--url-timeout-s", float, "how long reading a clip from its URL may take"),
+        ("--url-timeout-s", float, "how long reading a request's clips from URLs may take"),
     ):
         name = flag[2:].replace("-", "_")
         parser.add_argument(

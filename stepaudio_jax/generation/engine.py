@@ -132,7 +132,7 @@ class Engine:
         self._forced_suffix = np.asarray(tokenizer.encode(THINK_END), np.int32)
         self._steps = steps
         cache_len = self._slot_tokens
-        if chunked_prefill is not None:  # the last chunk of a prompt must not end behind the cache
+        if chunked_prefill is not None:  # the last chunk of a prompt must not end past the cache
             cache_len = -(-cache_len // chunked_prefill.chunk_tokens) * chunked_prefill.chunk_tokens
         max_frames = max_mel_frames(config.encoder.positions)
         group = bucketed_groups if chunked_prefill is None else single_groups
@@ -168,7 +168,7 @@ class Engine:
         return tuple(sorted(self._shapes | self._audio_encoder.shapes | chunked))
 
     @property
-    def prefill(self) -> ChunkedPrefill | None:
+    def chunked_prefill(self) -> ChunkedPrefill | None:
         """What prefills in chunks, with its caches and counters; None where nothing does."""
         return self._chunked
 
@@ -178,7 +178,7 @@ class Engine:
         return self._slot_tokens
 
     @property
-    def waiting(self) -> int:
+    def num_waiting(self) -> int:
         """The number of requests that have no slot yet."""
         return sum(len(group.waiting) for group in self._queue)
 
@@ -476,8 +476,6 @@ class Engine:
                 block_tokens=None if self._chunked is None else self._chunked.chunk_tokens,
             )
             self._slot_requests[slot] = request
-        while self._queue and not self._queue[0].waiting:
-            self._queue.popleft()
         return first_tokens
 
     def _prepare(self, group: "_Group") -> bool:
@@ -486,7 +484,7 @@ class Engine:
             if None in self._slot_requests:
                 group.prefix = self._prefill(group.prompt)
             return group.prefix is not None
-        # Requests that run wait for a chunk at most, whether of one prompt or of several.
+        # Requests that run wait for less than two chunks, whether of one prompt or of several.
         while group.prefix is None and self._prefill_budget > 0:
             if not self._chunked.busy:
                 self._chunked.begin(group.prompt)

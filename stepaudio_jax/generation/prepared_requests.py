@@ -166,7 +166,7 @@ def _answer(
     answering: dict[int, PreparedRequest] = {}
     completions: dict[int, dict[int, Completion]] = collections.defaultdict(dict)
     while requests or (engine is not None and engine.busy):
-        while requests and (engine is None or engine.waiting < slots):
+        while requests and (engine is None or engine.num_waiting < slots):
             index, request = requests.peek()
             if request.prompt is None:
                 yield AnsweredRequest(index, request)

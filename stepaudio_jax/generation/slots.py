@@ -119,7 +119,7 @@ class Decoded:
         tokens, logprobs, sampling_logprobs: as in `Sampled`, one column a step.
         count: how many leading columns belong to each slot; 0 for an inactive one.
         active: which slots go on.
-        top: the alternatives at each step, undefined where no slot wants them.
+        top: the alternatives at each step, zeros where no slot wants them.
     """
 
     tokens: Int[Array, "slots steps"]
@@ -291,7 +291,7 @@ def decode(
         stop_when_slot_frees: end early when any slot becomes inactive, since requests wait for it.
         steps: at most.
         max_steps: fewer than `steps`, without another program; None for `steps`.
-        rows: how many slots are computed, the first ones; no slot behind them is active. None for
+        rows: how many slots are computed, the first ones; no slot after them is active. None for
             all; on a mesh, all.
 
     Returns:

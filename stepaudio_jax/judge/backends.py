@@ -217,7 +217,7 @@ class ModelBackend:
         index_of_request: dict[int, int] = {}
         while waiting or engine.busy:
             # Prompts get their sound shortly before they are answered: it is large.
-            while waiting and engine.waiting < self._slots:
+            while waiting and engine.num_waiting < self._slots:
                 index = waiting.popleft()
                 prompt, clips = prompts.pop(index), [clip for _, clip in queries[index].clips]
                 try:

@@ -35,7 +35,7 @@ def install_access_rules(app: FastAPI, settings: ServingSettings) -> None:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
 
@@ -50,9 +50,8 @@ def is_loopback(host: str) -> bool:
 
 def client_of(request: Request) -> str:
     """Returns a name for whoever sends a request: of the key, or else of the address."""
-    header = request.headers.get("authorization", "")
-    if header and request.app.state.settings.api_keys:
-        return _digest(header.encode("latin-1", "replace")).hex()[:16]
+    if request.app.state.settings.api_keys:
+        return _digest(_bearer_key(request.headers)).hex()[:16]
     return request.client.host if request.client is not None else ""
 
 
@@ -82,7 +81,7 @@ class _ApiKeys:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
         is_open = scope["type"] != "http" or path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
-        if is_open or self._is_known(Headers(scope=scope).get("authorization", "")):
+        if is_open or self._is_known(_bearer_key(Headers(scope=scope))):
             await self._app(scope, receive, send)
             return
         error = ApiError(
@@ -94,12 +93,11 @@ class _ApiKeys:
         )
         await error_response(error)(scope, receive, send)
 
-    def _is_known(self, header: str) -> bool:
-        scheme, _, key = header.partition(" ")
-        digest = _digest(key.strip().encode("latin-1"))
+    def _is_known(self, key: bytes) -> bool:
+        digest = _digest(key)
         # All are compared, each in constant time: how long it takes tells nothing of a key.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return scheme.lower() == "bearer" and any(matches)
+        return any(matches)
 
 
 class _LoopbackHosts:
@@ -177,6 +175,15 @@ class _BodyLimit:
             " or start the server with a larger --max-body-mb",
             code="body_too_large",
         )
+
+
+def _bearer_key(headers: Headers) -> bytes:
+    """Returns the key that a request brings, in whatever way its header is written; b"" for none.
+
+    No key of a server is empty.
+    """
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
 
 
 def _digest(key: bytes) -> bytes:

@@ -18,11 +18,12 @@ from stepaudio_jax.serving.clips import ClipReader
 from stepaudio_jax.serving.completions import Choice, CompletionWriter, usage_of
 from stepaudio_jax.serving.constraints import reply_grammar
 from stepaudio_jax.serving.dialogue import BuiltPrompt, build_chat_prompt
+from stepaudio_jax.serving.disconnects import CLIENT_CLOSED_REQUEST
 from stepaudio_jax.serving.engine_thread import EngineThread
 from stepaudio_jax.serving.errors import error_body, user_error
 from stepaudio_jax.serving.job_outputs import JobOutputs, Outputs, stopping_error
 from stepaudio_jax.serving.jobs import Work
-from stepaudio_jax.serving.metrics import Metrics
+from stepaudio_jax.serving.metrics import Metrics, RequestCount
 from stepaudio_jax.serving.models import ModelRegistry, ServedModel
 from stepaudio_jax.serving.reply_parts import ReplySplitter
 from stepaudio_jax.serving.settings import ServingSettings
@@ -123,9 +124,19 @@ class ChatService:
         raise ApiError(503, message, code="not_ready", headers={"Retry-After": "5"})
 
     async def in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Returns a function's result, computed beside the event loop."""
+        """Returns a function's result, computed beside the event loop.
+
+        Raises:
+            ApiError: 503 where it takes longer than a request may, its wait for a thread included.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._prompt_threads, function, *arguments)
+        try:
+            async with asyncio.timeout(self.settings.request_timeout_s) as limit:
+                return await loop.run_in_executor(self._prompt_threads, function, *arguments)
+        except TimeoutError:
+            if not limit.expired():  # it is the function's
+                raise
+            raise self._timeout() from None
 
     async def prepare(self, request: ChatRequest, client: str) -> PreparedChat:
         """Builds the prompt of a request, and checks that it can be answered.
@@ -146,7 +157,7 @@ class ChatService:
             return build_chat_prompt(
                 model,
                 request.messages,
-                (request.tools or []) if settings.shows_tools else [],
+                (request.tools or []) if settings.has_tools else [],
                 enable_thinking=settings.enable_thinking,
                 clips=self.clips,
                 settings=self.settings,
@@ -168,10 +179,11 @@ class ChatService:
         """Gives a request to the engine.
 
         Raises:
-            ApiError: 429 where too many wait already.
+            ApiError: 429 where too many wait already, 503 where the engine has ended.
         """
         job = JobOutputs(chat.work, self.thread, on_end=self._jobs.discard)
         if not self.thread.try_submit(job.job, self.settings.max_queue):
+            self.check_ready()
             raise self._too_many()
         self._jobs.add(job)
         return job
@@ -179,59 +191,78 @@ class ChatService:
     async def complete(self, chat: PreparedChat) -> dict[str, Any]:
         """Returns the whole answer to a request."""
         choices, writer = self._begin(chat)
-        with contextlib.closing(self.submit(chat)) as job:
-            async for outputs in self._outputs(chat, job, choices):
-                for index, output in outputs:
-                    choices[index].add(output)
-        return writer.whole(choices, self._usage(chat, choices))
+        try:
+            with contextlib.closing(self.submit(chat)) as job:
+                async for outputs in self._outputs(chat, job, len(choices)):
+                    for index, output in outputs:
+                        choices[index].add(output)
+        finally:
+            usage = self._count_usage(chat, choices)
+        return writer.whole(choices, usage)
 
-    async def stream(self, chat: PreparedChat, job: "JobOutputs") -> AsyncGenerator[str]:
-        """Yields the answer to a request as events, while it grows; the caller closes the job."""
+    async def stream(
+        self, chat: PreparedChat, job: "JobOutputs", count: RequestCount
+    ) -> AsyncGenerator[str]:
+        """Yields the answer to a request as events, while it grows.
+
+        Args:
+            chat: the request.
+            job: of it; the caller closes it.
+            count: gets the status of what the client was told.
+        """
         choices, writer = self._begin(chat)
+        count.status = 500  # where the server makes a mistake
         try:
             for choice in choices:
                 yield _event(writer.first_piece(choice.index))
-            async for outputs in self._outputs(chat, job, choices):
+            async for outputs in self._outputs(chat, job, len(choices)):
                 for index, output in outputs:
                     delta = choices[index].add(output)
                     if not delta.is_empty or (chat.settings.with_logprobs and output.tokens):
                         yield _event(writer.piece(index, delta))
                     if output.completion is not None:
                         yield _event(writer.last_piece(choices[index]))
-            usage = self._usage(chat, choices)
             if chat.settings.with_usage:
-                yield _event(writer.usage_piece(usage))
+                yield _event(writer.usage_piece(_usage(chat, choices)))
+            count.status = 200
             yield _DONE
         except ApiError as error:
+            count.status = error.status
             yield _event(error_body(error))
+        except (asyncio.CancelledError, GeneratorExit):
+            if count.status == 500:
+                count.status = CLIENT_CLOSED_REQUEST
+            raise
+        finally:
+            self._count_usage(chat, choices)
 
     async def _outputs(
-        self, chat: PreparedChat, job: "JobOutputs", choices: list[Choice]
+        self, chat: PreparedChat, job: "JobOutputs", num_replies: int
     ) -> AsyncIterator[Outputs]:
         """Yields what each step adds, until all replies have ended; measures how long it takes.
 
         Raises:
             ApiError: 503 where the request takes too long, or the server stops.
         """
-        name, last = chat.model.name, None
+        name = chat.model.name
+        last: dict[int, float] = {}  # when each reply that has begun last grew
+        num_running = num_replies
         deadline = chat.arrived + self.settings.request_timeout_s
-        while any(choice.completion is None for choice in choices):
+        while num_running:
             try:
                 outputs = await asyncio.wait_for(job.next(), deadline - time.monotonic())
             except TimeoutError:
-                raise ApiError(
-                    503,
-                    f"the request took longer than {self.settings.request_timeout_s:g} s and was"
-                    " ended; ask for less, or try again when the server has less to do",
-                    code="timeout",
-                ) from None
+                raise self._timeout() from None
             now = time.monotonic()
-            tokens = sum(len(output.tokens) for _, output in outputs)
-            if last is None:
+            if not last:
                 self.metrics.time_to_first_token.labels(name).observe(now - chat.arrived)
-            elif tokens:
-                self.metrics.time_between_tokens.labels(name).observe((now - last) / tokens)
-            last = now
+            for index, output in outputs:
+                if output.tokens and index in last:
+                    seconds = (now - last[index]) / len(output.tokens)
+                    self.metrics.time_between_tokens.labels(name).observe(seconds)
+                if output.tokens or index not in last:
+                    last[index] = now
+                num_running -= output.completion is not None
             yield outputs
         seconds = time.monotonic() - chat.arrived
         self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
@@ -247,7 +278,7 @@ class ChatService:
                 index,
                 ReplySplitter(
                     in_reasoning=chat.built.opens_reasoning,
-                    parses_calls=chat.settings.parses_calls,
+                    parses_calls=chat.settings.has_tools,
                 ),
             )
             for index in range(len(chat.work.samplings))
@@ -260,16 +291,36 @@ class ChatService:
         )
         return choices, writer
 
-    def _usage(self, chat: PreparedChat, choices: list[Choice]) -> dict[str, Any]:
-        usage = usage_of(chat.built.prompt.length, chat.built.audio_tokens, choices)
+    def _count_usage(self, chat: PreparedChat, choices: list[Choice]) -> dict[str, Any]:
+        """Counts the tokens of a request that has ended, in whatever way; returns its usage."""
+        usage = _usage(chat, choices)
         self.metrics.completion_tokens.labels(chat.model.name).inc(usage["completion_tokens"])
         return usage
 
     def _check_queue(self, model: ServedModel, count: int) -> None:
-        """Refuses a request before its clips are decoded, where it would be refused behind that."""
-        free = model.lane.engine.free_slots
+        """Refuses a request before its clips are decoded, where it would be refused after that.
+
+        Raises:
+            ApiError: 429 where too many wait already, 400 where so many replies never fit.
+        """
+        free, slots = model.lane.engine.free_slots, model.lane.engine.num_slots
+        if count > self.settings.max_queue + slots:
+            raise ApiError(
+                400,
+                f"n is {count}, more than this server's {slots} slots and the"
+                f" {self.settings.max_queue} replies that may wait; ask for fewer at a time",
+                param="n",
+            )
         if self.thread.num_waiting + count > self.settings.max_queue + free:
             raise self._too_many()
+
+    def _timeout(self) -> ApiError:
+        return ApiError(
+            503,
+            f"the request took longer than {self.settings.request_timeout_s:g} s and was ended;"
+            " ask for less, or try again when the server has less to do",
+            code="timeout",
+        )
 
     def _too_many(self) -> ApiError:
         waiting = self.thread.num_waiting
@@ -282,6 +333,10 @@ class ChatService:
             code="queue_full",
             headers={"Retry-After": str(min(max(seconds, 1), _MAX_RETRY_S))},
         )
+
+
+def _usage(chat: PreparedChat, choices: list[Choice]) -> dict[str, Any]:
+    return usage_of(chat.built.prompt.length, chat.built.audio_tokens, choices)
 
 
 def _max_tokens(model: ServedModel, built: BuiltPrompt, settings: ChatSettings) -> int:

@@ -40,7 +40,7 @@ class RefusalPart(_Strict):
 
 
 class InputAudio(_Strict):
-    """A sound file in base64; its format is recognised by its content, whatever is said of it."""
+    """A sound file in base64; its format is recognized by its content, whatever is said of it."""
 
     data: str
     format: str | None = None
@@ -112,7 +112,10 @@ class ToolCall(_Strict):
 
 
 class AssistantMessage(_Strict):
-    """An earlier reply, as this server has sent it. Of its reasoning the model sees nothing."""
+    """An earlier reply, as this server has sent it.
+
+    The model sees nothing of its reasoning, unless the server runs with --history-reasoning.
+    """
 
     role: Literal["assistant"]
     content: str | list[TextPart | RefusalPart] | None = None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from stepaudio_jax.errors import ApiError, ClientGoneError
+from stepaudio_jax.errors import ApiError, ClientGoneError, StepAudioError
 from stepaudio_jax.serving.access import client_of
 from stepaudio_jax.serving.chat import ChatService
 from stepaudio_jax.serving.chat_protocol import ChatRequest, parse_body
@@ -17,9 +17,11 @@ from stepaudio_jax.serving.disconnects import (
     run_while_connected,
 )
 from stepaudio_jax.serving.docs_page import body_schema
+from stepaudio_jax.serving.errors import user_error
+from stepaudio_jax.serving.metrics import RequestCount
 
 _BODY_TIMEOUT_S = 60
-_SEND_TIMEOUT_S = 30  # behind the end of a request, for a client that reads slowly
+_SEND_TIMEOUT_S = 30  # after the end of a request, for a client that reads slowly
 _JSON = "application/json"
 
 
@@ -33,21 +35,30 @@ def chat_router(service: ChatService) -> APIRouter:
         openapi_extra=body_schema(ChatRequest),
     )
     async def chat_completions(request: Request) -> Response:
-        with _counted(service, request):
+        with _counted(service) as count:
             body: ChatRequest = parse_body(ChatRequest, await read_json_body(request))
             client = client_of(request)
             try:
                 chat = await run_while_connected(request.receive, service.prepare(body, client))
-                request.state.model_name = chat.model.name
+                count.model = chat.model.name
                 if not chat.settings.stream:
                     work = service.complete(chat)
-                    return JSONResponse(await run_while_connected(request.receive, work))
+                    response = JSONResponse(await run_while_connected(request.receive, work))
+                    count.status = response.status_code
+                    return response
             except ClientGoneError:
-                return Response(status_code=CLIENT_CLOSED_REQUEST)
+                count.status = CLIENT_CLOSED_REQUEST
+                return Response(status_code=count.status)
             job = service.submit(chat)
+            count.status, count.is_streamed = CLIENT_CLOSED_REQUEST, True
+
+            def end() -> None:
+                job.close()
+                count.add()
+
             return EventStream(
-                service.stream(chat, job),
-                on_end=job.close,
+                service.stream(chat, job, count),
+                on_end=end,
                 timeout_s=service.settings.request_timeout_s + _SEND_TIMEOUT_S,
             )
 
@@ -76,15 +87,17 @@ async def read_json_body(request: Request) -> bytes:
 
 
 @contextlib.contextmanager
-def _counted(service: ChatService, request: Request) -> Iterator[None]:
-    """Counts a request by its model and what became of it."""
-    status = 500
+def _counted(service: ChatService) -> Iterator[RequestCount]:
+    """Counts a request by its model and the status that its client gets."""
+    count = RequestCount(service.metrics.requests)
     try:
-        yield
-        status = 200
+        yield count
     except ApiError as error:
-        status = error.status
+        count.status = error.status
+        raise
+    except StepAudioError as error:
+        count.status = user_error(error).status
         raise
     finally:
-        name = getattr(request.state, "model_name", "")
-        service.metrics.requests.labels(name, str(status)).inc()
+        if not count.is_streamed:
+            count.add()

@@ -22,8 +22,7 @@ class ChatSettings:
         num_top_logprobs: alternatives of each token.
         with_logprobs: whether log-probabilities are written.
         enable_thinking: whether the reply begins with a reasoning.
-        shows_tools: whether the model is told of the tools.
-        parses_calls: whether calls of tools are taken out of the words.
+        has_tools: whether the model is told of the tools, and calls are taken out of its words.
         stream: whether the reply is sent as it grows.
         with_usage: whether a stream ends with its usage.
     """
@@ -34,8 +33,7 @@ class ChatSettings:
     num_top_logprobs: int
     with_logprobs: bool
     enable_thinking: bool
-    shows_tools: bool
-    parses_calls: bool
+    has_tools: bool
     stream: bool
     with_usage: bool
 
@@ -58,6 +56,8 @@ def read_chat_settings(request: ChatRequest, settings: ServingSettings) -> ChatS
     if request.reasoning_effort == "none" and options.enable_thinking:
         raise _conflict("reasoning_effort", "'none' contradicts enable_thinking")
     budget = _agreed("thinking_budget", request.thinking_budget, options.thinking_budget)
+    if budget is not None and not enable_thinking:
+        raise _conflict("thinking_budget", "has no effect without thinking; leave it out")
     max_tokens = _agreed("max_tokens", request.max_tokens, request.max_completion_tokens)
     num_samples = request.n or 1
     if num_samples > settings.max_samples:
@@ -85,7 +85,7 @@ def read_chat_settings(request: ChatRequest, settings: ServingSettings) -> ChatS
             repetition_penalty=_or(request.repetition_penalty, default.repetition_penalty),
             presence_penalty=_or(request.presence_penalty, default.presence_penalty),
             frequency_penalty=_or(request.frequency_penalty, default.frequency_penalty),
-            max_reasoning_tokens=budget if enable_thinking else None,
+            max_reasoning_tokens=budget,
             stop_strings=tuple(dict.fromkeys(stop)),
         )
     except GenerationError as error:
@@ -99,8 +99,7 @@ def read_chat_settings(request: ChatRequest, settings: ServingSettings) -> ChatS
         num_top_logprobs=request.top_logprobs or 0,
         with_logprobs=bool(request.logprobs),
         enable_thinking=enable_thinking,
-        shows_tools=has_tools,
-        parses_calls=has_tools,
+        has_tools=has_tools,
         stream=bool(request.stream),
         with_usage=bool(stream_options and stream_options.include_usage),
     )

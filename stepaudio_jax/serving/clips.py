@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 
@@ -26,6 +27,13 @@ from stepaudio_jax.storage import expand_home, read_bytes
 
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 _LOCAL_HOSTS = ("", "localhost")
+
+
+@dataclasses.dataclass
+class UrlTime:
+    """The time that reading the clips of a request from their URLs may still take, in seconds."""
+
+    left: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,27 +62,23 @@ class ClipReader:
         self._cache: BoundedCache[ReadClip] = BoundedCache(cache_bytes)
         self._lock = threading.Lock()
 
-    def fetch(self, source: str, where: str) -> bytes:
+    def fetch(self, source: str, where: str, url_time: UrlTime) -> bytes:
         """Returns the file that a URL names.
 
         Args:
             source: `data:`, `https:` or `file:`.
             where: the message and part, the start of an error.
+            url_time: of the request; what is used is taken off.
 
         Raises:
-            ApiError: the URL is not allowed, or its file cannot be read.
+            ApiError: the URL is not allowed, or its file cannot be read in time.
         """
         scheme = source.partition(":")[0].lower()
         try:
             if scheme == "data":
-                return self._read_data_uri(source)
+                return _read_data_uri(source)
             if scheme == "https":
-                return read_https(
-                    source,
-                    self._settings.audio_domains,
-                    max_bytes=self._max_bytes,
-                    timeout_s=self._settings.url_timeout_s,
-                )
+                return self._read_https(source, url_time)
             if scheme == "file":
                 return self._read_file(source)
         except AudioError as error:
@@ -153,14 +157,19 @@ class ClipReader:
             code="audio_too_long",
         )
 
-    def _read_data_uri(self, uri: str) -> bytes:
-        match = _DATA_URI.match(uri)
-        if match is None:
-            raise AudioError("the data: URI", "has no comma behind its type; write it again")
-        body = uri[match.end() :]
-        if not match[0].lower().endswith(";base64,"):
-            return urllib.parse.unquote_to_bytes(body)
-        return decode_base64(body if "%" not in body else urllib.parse.unquote(body))
+    def _read_https(self, url: str, url_time: UrlTime) -> bytes:
+        if url_time.left <= 0:
+            raise AudioError(short_name(url), "cannot be read in time; send the clip itself")
+        started = time.monotonic()
+        try:
+            return read_https(
+                url,
+                self._settings.audio_domains,
+                max_bytes=self._max_bytes,
+                timeout_s=url_time.left,
+            )
+        finally:
+            url_time.left -= time.monotonic() - started
 
     def _read_file(self, url: str) -> bytes:
         folder = self._settings.audio_folder
@@ -183,6 +192,17 @@ class ClipReader:
         if os.path.getsize(path) > self._max_bytes:
             raise AudioError(name, f"is larger than {self._settings.max_body_mb:g} MB")
         return read_bytes(path)
+
+
+def decode_clip_data(text: str) -> bytes:
+    """Returns the file that `input_audio.data` holds: in base64, or as a `data:` URI.
+
+    Raises:
+        AudioError: it is neither, or empty.
+    """
+    if text[:5].lower() == "data:":  # some clients send the URI
+        return _read_data_uri(text)
+    return decode_base64(text)
 
 
 def decode_base64(text: str) -> bytes:
@@ -209,3 +229,16 @@ def clip_error(where: str, message: str) -> ApiError:
 def seconds(samples: int) -> float:
     """Returns the length of a clip in seconds."""
     return samples / SAMPLE_RATE
+
+
+def _read_data_uri(uri: str) -> bytes:
+    match = _DATA_URI.match(uri)
+    if match is None:
+        raise AudioError("the data: URI", "has no comma after its type; write it again")
+    body = uri[match.end() :]
+    if match[0].lower().endswith(";base64,"):
+        return decode_base64(body if "%" not in body else urllib.parse.unquote(body))
+    content = urllib.parse.unquote_to_bytes(body)
+    if not content:
+        raise AudioError("the clip", "is empty; send a sound file")
+    return content

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from stepaudio_jax.audio import SAMPLE_RATE
 from stepaudio_jax.data.sources.tools import calls_text, order_results, schemas_text
 from stepaudio_jax.errors import ApiError, AudioError, DataError, TextError
 from stepaudio_jax.generation.prompts import ClipFeatures, Prompt, build_prompt_of_features
@@ -21,7 +22,7 @@ from stepaudio_jax.serving.chat_protocol import (
     ToolMessage,
     UserMessage,
 )
-from stepaudio_jax.serving.clips import ClipReader, clip_error, decode_base64, seconds
+from stepaudio_jax.serving.clips import ClipReader, UrlTime, clip_error, decode_clip_data, seconds
 from stepaudio_jax.serving.models import ServedModel
 from stepaudio_jax.serving.settings import ServingSettings
 from stepaudio_jax.text import (
@@ -94,7 +95,8 @@ def build_chat_prompt(
         if tools:
             dialogue.insert(_schemas_place(dialogue), _schemas_message(tools))
         _check_number(places, settings)
-        _check_text(dialogue, served)
+        texts = (message.text for message in dialogue)
+        check_text_size(texts, served, "messages")
         segments = render_prompt(
             [message for message in dialogue if not _is_empty_system(message)],
             model.tokenizer,
@@ -105,13 +107,14 @@ def build_chat_prompt(
             end = tuple(model.tokenizer.encode(THINK_END))
             segments.append(Segment(end, in_loss=False, audio=None, turn=len(dialogue)))
         samples = 0
-        left = round(settings.max_audio_s * 16_000)
+        url_time = UrlTime(settings.url_timeout_s)
+        left = round(settings.max_audio_s * SAMPLE_RATE)
 
         def features(part: AudioPart) -> ClipFeatures:
             nonlocal samples, left
             clip_place = places[int(part.path)]
             clip = clips.decode(
-                _content(clip_place, clips),
+                _content(clip_place, clips, url_time),
                 clip_place.where,
                 max_samples=left,
                 convention=model.config.length_convention,
@@ -125,6 +128,28 @@ def build_chat_prompt(
     except (TextError, DataError) as error:
         raise ApiError(400, str(error), param="messages") from None
     return BuiltPrompt(prompt, seconds(samples), enable_thinking)
+
+
+def check_text_size(texts: Iterable[str], served: ServedModel, param: str) -> None:
+    """Refuses texts that no slot can hold before they are tokenized, which would take long.
+
+    Args:
+        texts: that are tokenized for a request.
+        served: whose slots should hold them.
+        param: the key of the body that they come from.
+
+    Raises:
+        ApiError: they are too long together.
+    """
+    size = sum(len(text.encode(errors="replace")) for text in texts)
+    if size > served.max_text_bytes:
+        raise ApiError(
+            400,
+            f"{param}: {size} bytes of text are more than this server's"
+            f" {served.lane.engine.slot_tokens} tokens can hold; send less",
+            param=param,
+            code="context_length_exceeded",
+        )
 
 
 def _ordered(messages: Sequence[ChatMessage]) -> list[tuple[int, ChatMessage]]:
@@ -208,15 +233,12 @@ def _to_part(
     return AudioPart(str(len(places) - 1))
 
 
-def _content(place: _ClipPlace, clips: ClipReader) -> bytes:
+def _content(place: _ClipPlace, clips: ClipReader, url_time: UrlTime) -> bytes:
     """Returns the file of a clip."""
     if isinstance(place.source, str):
-        return clips.fetch(place.source, place.where)
-    data = place.source.input_audio.data
-    if data[:5].lower() == "data:":  # some clients send the URI
-        return clips.fetch(data, place.where)
+        return clips.fetch(place.source, place.where, url_time)
     try:
-        return decode_base64(data)
+        return decode_clip_data(place.source.input_audio.data)
     except AudioError as error:
         raise clip_error(place.where, f"{error.source} {error.reason}") from None
 
@@ -232,21 +254,8 @@ def _check_number(places: Sequence[_ClipPlace], settings: ServingSettings) -> No
         )
 
 
-def _check_text(dialogue: Sequence[Message], served: ServedModel) -> None:
-    """Refuses a text that no slot can hold before it is tokenized, which would take long."""
-    size = sum(len(message.text.encode(errors="replace")) for message in dialogue)
-    if size > served.max_text_bytes:
-        raise ApiError(
-            400,
-            f"the messages have {size} bytes of text, more than this server's"
-            f" {served.lane.engine.slot_tokens} tokens can hold; shorten them",
-            param="messages",
-            code="context_length_exceeded",
-        )
-
-
 def _schemas_place(dialogue: Sequence[Message]) -> int:
-    """Returns where the turn of schemas stands: behind the system turns at the beginning."""
+    """Returns where the turn of schemas stands: after the system turns at the beginning."""
     return next(
         (index for index, message in enumerate(dialogue) if message.role != "system"),
         len(dialogue),

@@ -1,4 +1,4 @@
-"""The thread that runs the engines: it takes up requests between two steps, and tells of each step.
+"""The thread that runs the engines: takes up requests between steps, and delivers their outputs.
 
 All engines of a process share one thread, and each has a step in turn: there is one device to wait
 for. The rest of the server is asyncio; `EngineThread` is what it talks to, from any thread.
@@ -59,13 +59,14 @@ class EngineThread(threading.Thread):
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._num_waiting = 0
+        self._accepted: dict[Job, None] = {}  # all that have not ended, wherever they are
         self._is_stopping = threading.Event()
         self.state: State = "starting"
         self.progress = ""
 
     @property
     def num_waiting(self) -> int:
-        """Replies that have no slot yet."""
+        """Replies without a slot; all replies to a request count until the last of them has one."""
         return self._num_waiting
 
     @property
@@ -76,14 +77,17 @@ class EngineThread(threading.Thread):
     def try_submit(self, job: Job, max_waiting: int) -> bool:
         """Takes a job unless too many replies wait already; returns whether it was taken.
 
-        A job for which there are free slots is always taken.
+        As many replies may wait as the job's model has free slots, and `max_waiting` more; those
+        that wait for other models count too. Once the thread has ended no job is taken.
         """
         count = len(job.work.samplings)
         free = self._lanes[job.work.model].engine.free_slots
         with self._lock:
-            if self._num_waiting + count > max_waiting + free:
+            has_ended = self.state in ("stopped", "failed")
+            if has_ended or self._num_waiting + count > max_waiting + free:
                 return False
             self._num_waiting += count
+            self._accepted[job] = None
         self._inbox.put(Command("submit", job))
         return True
 
@@ -108,8 +112,7 @@ class EngineThread(threading.Thread):
                     self._step(lane)
             stopped = True
         finally:
-            self.state = "stopped" if stopped else "failed"
-            self._give_up_all()
+            self._give_up_all("stopped" if stopped else "failed")
 
     def _warm_up(self) -> None:
         for name, lane in self._lanes.items():
@@ -163,7 +166,7 @@ class EngineThread(threading.Thread):
         # One prompt ahead of the slots, which is prefilled while they are busy: later ones wait
         # here, where clients take turns.
         while (
-            lane.engine.waiting <= lane.engine.free_slots
+            lane.engine.num_waiting <= lane.engine.free_slots
             and (job := lane.waiting.take()) is not None
         ):
             self._begin(lane, job)
@@ -213,22 +216,15 @@ class EngineThread(threading.Thread):
 
     def _end(self, job: Job) -> None:
         self._mark_started(job)
+        with self._lock:
+            self._accepted.pop(job, None)
         if self._link is not None:
             self._link.forget(job)
 
-    def _give_up_all(self) -> None:
-        """Tells every job that it will not be finished."""
-        jobs: dict[Job, None] = {}
-        for lane in self._lanes.values():
-            jobs |= {job: None for job, _ in lane.jobs.values()}
-            while (job := lane.waiting.take()) is not None:
-                jobs[job] = None
-        try:
-            while True:
-                command = self._inbox.get_nowait()
-                if command.kind == "submit" and command.job is not None:
-                    jobs[command.job] = None
-        except queue.Empty:
-            pass
+    def _give_up_all(self, state: State) -> None:
+        """Takes no further jobs, and tells those that were taken that they will not be finished."""
+        with self._lock:
+            self.state = state
+            jobs, self._accepted = [*self._accepted], {}
         for job in jobs:
             job.on_failure(None)

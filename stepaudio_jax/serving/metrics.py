@@ -1,5 +1,6 @@
 """What a server counts, for Prometheus: requests, tokens, waiting, caches, compiled programs."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,7 +31,10 @@ class Metrics:
         self._registry.register(_EngineCollector(thread, engines))
         options: dict[str, Any] = {"registry": self._registry, "namespace": _PREFIX}
         self.requests = Counter(
-            "requests", "Requests by model and outcome", ["model", "status"], **options
+            "requests",
+            "Requests by model and status; 499: the client went away",
+            ["model", "status"],
+            **options,
         )
         self.prompt_tokens = Counter(
             "prompt_tokens", "Tokens of prompts, sound included", ["model"], **options
@@ -51,7 +55,7 @@ class Metrics:
         )
         self.time_between_tokens = Histogram(
             "time_between_tokens_seconds",
-            "From a piece of a reply to the next, for each of its tokens",
+            "From a piece of a reply to its next one, for each token of that",
             ["model"],
             buckets=_GAP_SECONDS,
             **options,
@@ -63,6 +67,27 @@ class Metrics:
     def render(self) -> bytes:
         """Returns all figures in Prometheus' text form."""
         return generate_latest(self._registry)
+
+
+@dataclasses.dataclass
+class RequestCount:
+    """What is known of a request, to count it once when it has ended.
+
+    Attributes:
+        requests: counts by model and status.
+        model: which answers; "" until it is known.
+        status: what its client was told, as an HTTP status.
+        is_streamed: whether the route has ended before the answer: the stream counts it then.
+    """
+
+    requests: Counter
+    model: str = ""
+    status: int = 500
+    is_streamed: bool = False
+
+    def add(self) -> None:
+        """Counts the request."""
+        self.requests.labels(self.model, str(self.status)).inc()
 
 
 class CompileCounter:
@@ -103,29 +128,29 @@ class _EngineCollector(Collector):
             "busy_slots": ("Slots in use", lambda engine: engine.num_slots - engine.free_slots),
             "prefix_cache_bytes": (
                 "Keys and values that are kept of prompts' beginnings",
-                lambda engine: engine.prefill.blocks.num_bytes,
+                lambda engine: engine.chunked_prefill.blocks.num_bytes,
             ),
             "audio_cache_bytes": (
                 "Encoded sound that is kept",
-                lambda engine: engine.prefill.features.num_bytes,
+                lambda engine: engine.chunked_prefill.features.num_bytes,
             ),
         }
         counters = {
             "prefix_cache_queries": (
                 "Tokens of prompts that were looked up",
-                lambda engine: engine.prefill.prompt_tokens,
+                lambda engine: engine.chunked_prefill.prompt_tokens,
             ),
             "prefix_cache_hits": (
                 "Tokens of prompts whose keys and values were kept",
-                lambda engine: engine.prefill.reused_tokens,
+                lambda engine: engine.chunked_prefill.reused_tokens,
             ),
             "audio_cache_hits": (
                 "Chunks of sound that were encoded before",
-                lambda engine: engine.prefill.features.hits,
+                lambda engine: engine.chunked_prefill.features.hits,
             ),
             "audio_cache_misses": (
                 "Chunks of sound that had to be encoded",
-                lambda engine: engine.prefill.features.misses,
+                lambda engine: engine.chunked_prefill.features.misses,
             ),
         }
         for family, entries in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):

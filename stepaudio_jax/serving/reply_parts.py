@@ -40,9 +40,6 @@ class ReplySplitter:
     Args:
         in_reasoning: whether the text begins inside a reasoning.
         parses_calls: whether calls of tools are taken out of the words.
-
-    Attributes:
-        num_calls: calls so far.
     """
 
     def __init__(self, *, in_reasoning: bool, parses_calls: bool):
@@ -50,7 +47,6 @@ class ReplySplitter:
         self._parses_calls = parses_calls
         self._at_reply_start = False  # a line break here belongs to the tag before it
         self._pending = ""
-        self.num_calls = 0
 
     def add(self, text: str) -> ReplyPiece:
         """Adds text; returns what is certain now."""
@@ -103,7 +99,6 @@ class ReplySplitter:
                 piece.content += f"{start}{inner}{end}"
             else:
                 piece.calls.append(call)
-                self.num_calls += 1
             self._pending = after
         held = partial_tag(self._pending, _CALL_START) if self._parses_calls and not last else 0
         shown = len(self._pending) - held

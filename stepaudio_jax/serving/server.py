@@ -168,7 +168,7 @@ def build_model(
 
     Args:
         name: under which it answers.
-        loaded: the model, whose weights are given up to the engine.
+        loaded: the model, whose weights the engine shares.
         options: of the engine.
         base: the model whose weights it shares.
 

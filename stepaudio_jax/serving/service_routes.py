@@ -9,7 +9,7 @@ from stepaudio_jax.errors import ApiError
 from stepaudio_jax.serving.chat import ChatService
 from stepaudio_jax.serving.chat_protocol import TokenizeRequest, parse_body
 from stepaudio_jax.serving.chat_routes import read_json_body
-from stepaudio_jax.serving.dialogue import build_chat_prompt
+from stepaudio_jax.serving.dialogue import build_chat_prompt, check_text_size
 from stepaudio_jax.serving.docs_page import body_schema
 from stepaudio_jax.serving.metrics import CONTENT_TYPE
 
@@ -53,7 +53,9 @@ def service_router(service: ChatService) -> APIRouter:
 
         def tokens() -> list[int]:
             if body.messages is None:
-                return chosen.loaded.tokenizer.encode(body.prompt or "")
+                prompt = body.prompt or ""
+                check_text_size([prompt], chosen, "prompt")
+                return chosen.loaded.tokenizer.encode(prompt)
             built = build_chat_prompt(
                 chosen,
                 body.messages,

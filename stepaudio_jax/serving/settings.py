@@ -9,6 +9,9 @@ from stepaudio_jax.errors import ConfigError
 
 CacheDtype = Literal["float32", "bfloat16", "int8"]  # as `models.CacheDtype`, which needs jax
 
+MIN_PREFILL_CHUNK = 32  # as `generation.chunked_prefill.MIN_CHUNK_TOKENS`, which needs jax
+MIN_SLOT_TOKENS = 3  # a prompt of one token and a reply of two, with which programs are compiled
+
 _DOMAIN = re.compile(r"(?!-)[a-z0-9-]{1,63}(?:\.(?!-)[a-z0-9-]{1,63})+")
 
 
@@ -29,10 +32,11 @@ class ServingSettings:
         max_audio_s: most seconds of sound in a request, all clips together.
         max_clips: most clips in a request.
         max_samples: most replies to a request (`n`).
-        max_queue: requests that may wait for a slot; more are told to come back (429).
-        request_timeout_s: a request that takes longer is ended.
+        max_queue: replies that may wait for a slot, `n` of them to a request; a request that brings
+            more is told to come back (429).
+        request_timeout_s: a request that takes longer, its clips and its wait included, is ended.
         drain_timeout_s: how long running requests may go on once the server is told to stop.
-        url_timeout_s: how long reading a clip from its URL may take.
+        url_timeout_s: how long reading the clips of a request from their URLs may take, together.
         preferences_folder: where verdicts of people are kept; None turns that mode off.
         pairs: a file of prepared pairs to judge; None for none.
     """
@@ -52,7 +56,7 @@ class ServingSettings:
     max_queue: int = 256
     request_timeout_s: float = 600.0
     drain_timeout_s: float = 60.0
-    url_timeout_s: float = 15.0
+    url_timeout_s: float = 30.0
     preferences_folder: str | None = None
     pairs: str | None = None
 
@@ -88,14 +92,16 @@ class EngineSettings:
     """How a server's engines are made.
 
     Attributes:
-        slots: replies that are generated side by side.
-        slot_tokens: tokens of prompt and reply together, at most.
-        prefill_chunk: tokens of a prompt that are computed between two calls of `decode`; None for
-            as many as take about as long as one: 128 on a CPU, 512 on an accelerator.
+        slots: replies that are generated side by side, by each model.
+        slot_tokens: tokens of prompt and reply together, at most; `MIN_SLOT_TOKENS` or more.
+        prefill_chunk: tokens of a prompt that are computed between two calls of `decode`, a power
+            of two, `MIN_PREFILL_CHUNK` or more; None for as many as take about as long as one: 128
+            on a CPU, 512 on an accelerator.
         steps: tokens that a call of `decode` adds to each reply: fewer make streams smoother, more
             make the host's share smaller.
-        prefix_cache_gb: of the keys and values of prompts' beginnings that are kept, on the device.
-        audio_cache_gb: of encoded sound that is kept, on the host.
+        prefix_cache_gb: of the keys and values of prompts' beginnings that are kept, on the device,
+            for each model.
+        audio_cache_gb: of encoded sound that is kept, on the host, for each model.
         cache_dtype: dtype of keys and values; None for that of the computation.
     """
 
@@ -111,6 +117,13 @@ class EngineSettings:
         for name in ("slots", "slot_tokens", "steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be positive")
+        if self.slot_tokens < MIN_SLOT_TOKENS:
+            raise ConfigError(f"slot_tokens={self.slot_tokens} must be {MIN_SLOT_TOKENS} or more")
+        chunk = self.prefill_chunk
+        if chunk is not None and (chunk < MIN_PREFILL_CHUNK or chunk & (chunk - 1)):
+            raise ConfigError(
+                f"prefill_chunk={chunk} must be a power of two, {MIN_PREFILL_CHUNK} or more"
+            )
         for name in ("prefix_cache_gb", "audio_cache_gb"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name}={getattr(self, name)} must be 0 or more, and finite")

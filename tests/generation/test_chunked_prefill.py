@@ -66,7 +66,7 @@ def test_replies_are_those_of_prompts_prefilled_at_once(parameters, engine, prom
     at_once = Engine(CONFIG, parameters, BYTES, compute=FLOAT32, slots=3)
     expected = answer(at_once, prompts)
     for reply, prompt in zip(expected, prompts, strict=True):
-        engine.prefill.forget()
+        engine.chunked_prefill.forget()
         (chunked,), (repeated,) = answer(engine, [prompt]), answer(engine, [prompt])
         assert chunked.tokens == reply.tokens
         np.testing.assert_allclose(chunked.logprobs, reply.logprobs, atol=1e-4)
@@ -102,12 +102,12 @@ def test_keys_of_blocks_depend_on_all_before_and_nothing_behind(prompts):
 
 def test_running_requests_go_on_while_a_long_prompt_is_prefilled(engine, prompts):
     """Each step computes one chunk at most, and a token at least for the request that runs."""
-    engine.prefill.forget()
+    engine.chunked_prefill.forget()
     (running,) = engine.submit(prompts[0], [Sampling(temperature=0.0, max_new_tokens=100)])
     engine.step()
     engine.submit(prompts[3], [GREEDY])
     steps = 0
-    while engine.waiting:
+    while engine.num_waiting:
         assert any(output.request == running and output.tokens for output in engine.step())
         steps += 1
     assert steps >= prompts[3].length // CHUNK
@@ -116,12 +116,12 @@ def test_running_requests_go_on_while_a_long_prompt_is_prefilled(engine, prompts
 
 
 def test_a_prompt_given_up_while_it_is_prefilled_leaves_no_trace(engine, prompts):
-    engine.prefill.forget()
+    engine.chunked_prefill.forget()
     expected = answer(engine, [prompts[1]])
-    engine.prefill.forget()
+    engine.chunked_prefill.forget()
     (request,) = engine.submit(prompts[3], [GREEDY])
     engine.step()
-    assert engine.prefill.busy
+    assert engine.chunked_prefill.busy
     engine.cancel(request)
     assert [reply.tokens for reply in answer(engine, [prompts[1]])] == [expected[0].tokens]
     assert engine.free_slots == 3

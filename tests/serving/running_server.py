@@ -128,13 +128,13 @@ class RunningServer:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.request("POST", path, data, {"Content-Type": "application/json"})[:2]
 
-    def metric(self, name):
-        """Returns a figure of /metrics, the sum of its labels."""
+    def metric(self, name, label=""):
+        """Returns a figure of /metrics, the sum of those with a label, such as 'status="200"'."""
         _, text = self.get("/metrics")
         return sum(
             float(line.rsplit(" ", 1)[1])
             for line in text.splitlines()
-            if line.split("{")[0].split(" ")[0] == name
+            if line.split("{")[0].split(" ")[0] == name and label in line
         )
 
 

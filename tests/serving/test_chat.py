@@ -7,6 +7,10 @@ import openai
 import pytest
 
 from stepaudio_jax.generation import Engine, Sampling, build_prompt
+from stepaudio_jax.serving import ServingSettings
+from stepaudio_jax.serving.chat_protocol import UserMessage
+from stepaudio_jax.serving.clips import ClipReader
+from stepaudio_jax.serving.dialogue import build_chat_prompt
 from stepaudio_jax.text import THINK_END, render_prompt
 from stepaudio_jax.text.prompt_format import Segment
 from tests.generation.small_model import BYTES
@@ -17,6 +21,7 @@ from tests.serving.running_server import (
     SERVED_CONFIG,
     SLOT_TOKENS,
     audio_part,
+    base64_wave,
     served_parameters,
     user,
 )
@@ -181,7 +186,7 @@ def test_sound_in_two_turns_finds_its_beginning_again(server, client):
     assert second.usage.prompt_tokens_details.audio_tokens == 13 + 6
     assert second.usage.prompt_tokens_details.cached_tokens >= 32
     # The same from a server that has seen none of it: nothing of an answer comes from what is kept.
-    server.model.lane.engine.prefill.forget()
+    server.model.lane.engine.chunked_prefill.forget()
     again = ask(client, *messages, extra_body=NO_THINKING)
     assert again.choices[0].message.content == second.choices[0].message.content
     assert again.usage.prompt_tokens_details.cached_tokens == 0
@@ -333,6 +338,11 @@ def test_chinese_is_counted_and_comes_whole(server, client):
         ({"extra_body": {"temprature": 1}}, openai.UnprocessableEntityError, "temperature"),
         ({"tool_choice": "required"}, openai.BadRequestError, "no tools"),
         (
+            {"extra_body": {"thinking_budget": 5, "reasoning_effort": "none"}},
+            openai.BadRequestError,
+            "no effect without thinking",
+        ),
+        (
             {"messages": [{"role": "assistant", "content": "x"}]},
             openai.BadRequestError,
             "no user turn",
@@ -389,3 +399,26 @@ def test_mistakes_are_refused_by_class_and_named(client, options, error, words):
 def test_a_clip_longer_than_the_encoder_holds_is_refused(client):
     with pytest.raises(openai.BadRequestError, match="encoder"):
         ask(client, user(audio_part(5.0)))
+
+
+def test_all_urls_of_a_request_share_their_time(server):
+    seen = []
+
+    class Recording(ClipReader):
+        def fetch(self, source, where, url_time):
+            seen.append(url_time)
+            return super().fetch(source, where, url_time)
+
+    url = f"data:audio/wav;base64,{base64_wave(0.3)}"
+    content = [{"type": "audio_url", "audio_url": {"url": url}}] * 2
+    settings = ServingSettings(url_timeout_s=7.0)
+    build_chat_prompt(
+        server.model,
+        [UserMessage.model_validate({"role": "user", "content": content})],
+        [],
+        enable_thinking=True,
+        clips=Recording(settings, 1_000_000),
+        settings=settings,
+    )
+    assert seen[0] is seen[1]
+    assert seen[0].left == 7.0

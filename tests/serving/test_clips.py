@@ -9,12 +9,16 @@ import soundfile
 
 from stepaudio_jax.errors import ApiError
 from stepaudio_jax.serving import ServingSettings
-from stepaudio_jax.serving.clips import ClipReader
+from stepaudio_jax.serving.clips import ClipReader, UrlTime
 from tests.serving.running_server import wave_bytes
 
 
 def reader(**settings):
     return ClipReader(ServingSettings(**settings), 10_000_000)
+
+
+def fetch(clips, url):
+    return clips.fetch(url, "x", UrlTime(9.0))
 
 
 def decode(clips, content, *, max_samples=160_000):
@@ -32,7 +36,7 @@ def test_data_uris_are_read_in_all_their_forms():
         f"data:audio/x;codecs=opus;base64,{text[:6]}\n {text[6:]}",
         "data:,%00%FF%3E%3F%00%FF%3E%3F%00%FF%3E%3F",
     ):
-        assert clips.fetch(uri, "x") == b"\x00\xff>?" * 3
+        assert fetch(clips, uri) == b"\x00\xff>?" * 3
 
 
 @pytest.mark.parametrize(
@@ -41,6 +45,7 @@ def test_data_uris_are_read_in_all_their_forms():
         "data:audio/wav;base64",
         "data:;base64,***",
         "data:;base64,",
+        "data:,",
         "ftp://x/a",
         "clip.wav",
         "",
@@ -49,7 +54,7 @@ def test_data_uris_are_read_in_all_their_forms():
 )
 def test_other_addresses_are_refused_and_named(url):
     with pytest.raises(ApiError) as caught:
-        reader().fetch(url, "message 3: part 2")
+        reader().fetch(url, "message 3: part 2", UrlTime(9.0))
     assert caught.value.status == 400
     assert caught.value.message.startswith("message 3: part 2: ")
 
@@ -65,9 +70,9 @@ def test_only_files_of_the_folder_are_read(tmp_path):
     (folder / "link").symlink_to(outside / "secret")
     (folder / "dir").symlink_to(outside)
     clips = reader(audio_folder=str(folder))
-    assert clips.fetch(f"file://{folder}/a%20b.wav", "x") == b"in"
-    assert clips.fetch(f"file://localhost{folder}/deep/c.wav", "x") == b"deep"
-    assert clips.fetch("file:deep/c.wav", "x") == b"deep"
+    assert fetch(clips, f"file://{folder}/a%20b.wav") == b"in"
+    assert fetch(clips, f"file://localhost{folder}/deep/c.wav") == b"deep"
+    assert fetch(clips, "file:deep/c.wav") == b"deep"
     messages = {}
     for path in (
         *(
@@ -93,14 +98,14 @@ def test_only_files_of_the_folder_are_read(tmp_path):
         ),
     ):
         with pytest.raises(ApiError) as caught:
-            clips.fetch(f"file:{path}", "x")
+            fetch(clips, f"file:{path}")
         messages[path] = caught.value.message
         assert str(tmp_path) not in caught.value.message
     # Whether a file outside is there cannot be told from the answer.
     assert messages[f"//{outside}/secret"] == messages[f"//{folder}/none"]
     assert messages[f"//{folder}/link"] == messages[f"//{folder}/none"]
     with pytest.raises(ApiError, match="audio-folder"):
-        reader().fetch(f"file://{folder}/a%20b.wav", "x")
+        fetch(reader(), f"file://{folder}/a%20b.wav")
 
 
 def test_decoding_gives_up_where_a_clip_is_too_long():

@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from stepaudio_jax.errors import AudioError
-from stepaudio_jax.serving import https_client
+from stepaudio_jax.errors import ApiError, AudioError
+from stepaudio_jax.serving import ServingSettings, https_client
+from stepaudio_jax.serving.clips import ClipReader, UrlTime
 
 HOST = "media.example.org"
 CONTENT = b"RIFF" * 1000
@@ -29,6 +30,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
         elif self.path == "/missing":
             self.send_error(404)
+        elif self.path == "/drip":
+            self.send_response(200)
+            self.flush_headers()
+            for index in range(200):  # more than http.client takes
+                self.wfile.write(f"X-{index}: 0\r\n".encode())
+                time.sleep(0.02)
         else:
             self.send_response(200)
             self.end_headers()
@@ -118,11 +125,21 @@ def test_a_redirect_is_not_followed(web):
         ("/missing", {}, "answers 404"),
         ("/clip.wav", {"max_bytes": 3999}, "larger than"),
         ("/slow", {"timeout_s": 0.2}, "in time"),
+        ("/drip", {"timeout_s": 0.2}, "in time"),
     ],
 )
 def test_what_cannot_be_read_is_refused(web, path, options, words):
     with pytest.raises(AudioError, match=words):
         read(path, **options)
+
+
+def test_reading_takes_off_the_time_of_the_request(web):
+    clips, url_time = ClipReader(ServingSettings(audio_domains=(HOST,)), 0), UrlTime(60.0)
+    assert clips.fetch(f"https://{HOST}/slow", "part 1", url_time) == CONTENT
+    assert url_time.left < 59.2  # the server takes 1 s
+    with pytest.raises(ApiError, match=r"part 2: .* in time"):
+        clips.fetch(f"https://{HOST}/clip.wav", "part 2", UrlTime(-0.1))
+    assert len(web.asked) == 1
 
 
 def test_a_certificate_of_another_host_is_refused(web):

@@ -17,6 +17,8 @@ from stepaudio_jax.hub import Adapter
 from stepaudio_jax.hub.peft_adapter import write_adapter
 from stepaudio_jax.models import abstract_lora, attach_lora
 from stepaudio_jax.serving import ServingSettings
+from stepaudio_jax.serving.engine_thread import EngineThread
+from stepaudio_jax.serving.jobs import Job, Work
 from stepaudio_jax.serving.server import build_model
 from stepaudio_jax.storage import to_path
 from stepaudio_jax.text import render_prompt
@@ -83,12 +85,25 @@ def test_replies_that_take_too_long_to_drain_are_ended_with_an_error():
     assert running.exit_code == 0
 
 
-def test_a_request_that_takes_too_long_is_ended():
+def test_a_request_that_takes_too_long_is_ended(monkeypatch):
     running = started(request_timeout_s=0.2)
     client = running.client()
     with pytest.raises(openai.InternalServerError, match=r"longer than 0\.2 s") as caught:
         client.chat.completions.create(model=NAME, messages=[user("x")], max_tokens=380, n=16)
     assert caught.value.status_code == 503
+    with pytest.raises(openai.APIError, match=r"longer than 0\.2 s"):
+        rest(begin(client, 380, n=16))
+    fetch = running.server.service.clips.fetch
+
+    def fetch_slowly(*arguments):
+        time.sleep(1.0)
+        return fetch(*arguments)
+
+    monkeypatch.setattr(running.server.service.clips, "fetch", fetch_slowly)
+    clip = {"type": "audio_url", "audio_url": {"url": "data:,x"}}
+    with pytest.raises(openai.InternalServerError, match=r"longer than 0\.2 s"):
+        client.chat.completions.create(model=NAME, messages=[user(clip)], max_tokens=2)
+    assert running.metric("stepaudio_requests_total", 'status="503"') == 3
     deadline = time.monotonic() + 60
     while running.model.lane.engine.busy:
         assert time.monotonic() < deadline
@@ -109,6 +124,28 @@ def test_an_engine_that_fails_ends_the_server_and_tells_its_clients(monkeypatch)
         rest(stream)
     running._thread.join(60)
     assert "the engine has failed" in str(running.error)
+
+
+def test_a_job_that_an_engine_fails_at_is_told_and_no_later_one_is_taken(monkeypatch):
+    model, told = build_model(NAME, small_model(), ENGINE), []
+
+    def fail(*_, **__):
+        raise MemoryError("as a device out of memory")
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(model.lane.engine, "warm_up", lambda: ())
+    monkeypatch.setattr(model.lane.engine, "submit", fail)
+    segments = render_prompt([user_turn("Say it")], BYTES)
+    prompt = build_prompt(segments, BYTES, SERVED_CONFIG.length_convention)
+    work = Work(NAME, "client", prompt, (Sampling(),))
+    thread = EngineThread({NAME: model.lane})
+    for _ in range(2):  # the engine fails at the first, and the second waits for it
+        assert thread.try_submit(Job(work, on_failure=told.append), 8)
+    thread.start()
+    thread.join(60)
+    assert thread.state == "failed"
+    assert told == [None, None]
+    assert not thread.try_submit(Job(work, on_failure=told.append), 8)
 
 
 def test_models_and_adapters_in_one_process_answer_as_alone(tmp_path):

@@ -4,16 +4,20 @@ import asyncio
 import concurrent.futures
 import json
 import time
+import types
 
 import openai
 import pytest
 import uvicorn
+from starlette.requests import Request
 
 from stepaudio_jax.errors import ConfigError
-from stepaudio_jax.serving import ServingSettings
-from stepaudio_jax.serving.access import read_api_keys
+from stepaudio_jax.generation.chunked_prefill import MIN_CHUNK_TOKENS
+from stepaudio_jax.serving import EngineSettings, ServingSettings
+from stepaudio_jax.serving.access import client_of, read_api_keys
 from stepaudio_jax.serving.app import create_app
 from stepaudio_jax.serving.server import bind
+from stepaudio_jax.serving.settings import MIN_PREFILL_CHUNK
 from tests.serving.running_server import NAME, SLOT_TOKENS, RunningServer, user
 
 
@@ -104,7 +108,9 @@ def test_a_full_queue_says_when_to_come_back():
     running = RunningServer(ServingSettings(port=0, max_queue=2))
     running.wait_until_ready()
     client = running.client()
-    # Four replies have slots, two wait behind them, and there is no room for a seventh.
+    with pytest.raises(openai.BadRequestError, match="4 slots and the 2 replies that may wait"):
+        client.chat.completions.create(model=NAME, messages=[user("x")], max_tokens=2, n=7)
+    # Four replies have slots, two wait for them, and there is no room for a seventh.
     with concurrent.futures.ThreadPoolExecutor(7) as pool:
         jobs = [
             pool.submit(
@@ -123,9 +129,15 @@ def test_a_full_queue_says_when_to_come_back():
     running.stop()
 
 
+def gone(server):
+    """How many requests were counted as ended by their clients."""
+    return server.metric("stepaudio_requests_total", 'status="499"')
+
+
 def test_a_client_that_goes_away_frees_its_slots(server):
     engine = server.model.lane.engine
     client = server.client()
+    before = [gone(server), server.metric("stepaudio_completion_tokens_total")]
     stream = client.chat.completions.create(
         model=NAME, messages=[user("x")], max_tokens=300, n=4, stream=True
     )
@@ -141,9 +153,36 @@ def test_a_client_that_goes_away_frees_its_slots(server):
         client.with_options(timeout=0.2).chat.completions.create(
             model=NAME, messages=[user("x")], max_tokens=380, n=16
         )
-    while server.server.service.num_jobs or engine.busy:
+    while server.server.service.num_jobs or engine.busy or gone(server) < before[0] + 2:
         assert time.monotonic() < deadline
         time.sleep(0.005)
+    assert gone(server) == before[0] + 2
+    assert server.metric("stepaudio_completion_tokens_total") > before[1]  # of what was cut short
+
+
+def test_requests_are_counted_by_the_status_that_their_clients_got(server, client):
+    def count(status):
+        return server.metric("stepaudio_requests_total", f'status="{status}"')
+
+    before = {status: count(status) for status in (200, 400, 500)}
+    options = {"model": NAME, "messages": [user("x")], "max_tokens": 2}
+    list(client.chat.completions.create(**options, stream=True))  # counted just after its end
+    client.chat.completions.create(**options)
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(**options, response_format=schema)
+    assert {status: count(status) - before[status] for status in before} == {200: 2, 400: 1, 500: 0}
+
+
+def test_a_text_that_no_slot_holds_is_not_tokenized(server, monkeypatch):
+    def encode(text):
+        raise AssertionError("it would take long")
+
+    monkeypatch.setattr(server.model.loaded.tokenizer, "encode", encode)
+    text = "x" * 10_000_000
+    for body in ({"prompt": text}, {"messages": [user(text)]}):
+        status, answer = server.post(body, "/tokenize")
+        assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
 
 
 class KeyedServer:
@@ -188,6 +227,20 @@ def test_keys_are_asked_for_but_on_the_page(tmp_path):
             assert keyed.get("/docs", Authorization=right)[0] == 200
 
 
+def test_a_key_is_one_client_however_its_header_is_written():
+    app = types.SimpleNamespace(state=types.SimpleNamespace())
+
+    def name(header, keys=("first", "second")):
+        app.state.settings = ServingSettings(api_keys=keys)
+        headers = [(b"authorization", header.encode())]
+        scope = {"type": "http", "headers": headers, "client": ("192.0.2.1", 5), "app": app}
+        return client_of(Request(scope))
+
+    assert len({name(f"{scheme} first") for scheme in ("Bearer", "bearer", "BEARER ")}) == 1
+    assert name("Bearer first") != name("Bearer second")
+    assert name("Bearer first", keys=()) == "192.0.2.1"
+
+
 def test_a_file_without_keys_is_a_mistake(tmp_path):
     (tmp_path / "keys").write_text("# none\n", encoding="utf-8")
     for name in ("keys", "missing"):
@@ -227,6 +280,25 @@ def test_large_bodies_are_refused_before_they_are_read(server):
 def test_settings_out_of_range_are_named(key, value):
     with pytest.raises(ConfigError, match=key.removesuffix("s")):
         ServingSettings(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("prefill_chunk", 100),
+        ("prefill_chunk", 16),
+        ("prefill_chunk", 0),
+        ("prefill_chunk", -64),
+        ("slot_tokens", 2),
+        ("slots", 0),
+        ("steps", 0),
+        ("prefix_cache_gb", float("inf")),
+    ],
+)
+def test_engine_settings_out_of_range_are_named(key, value):
+    with pytest.raises(ConfigError, match=f"{key}={value} must"):
+        EngineSettings(**{key: value})
+    assert MIN_PREFILL_CHUNK == MIN_CHUNK_TOKENS
 
 
 def test_an_address_in_use_is_a_mistake_of_the_user():

@@ -117,7 +117,7 @@ def parse_record(value: Any, *, origin: str, folder: str, source: str, default_i
     label = _parse_label(value.get("label"), numbered, origin)
     if label is False:
         numbered[-1] = (numbered[-1][0], dataclasses.replace(numbered[-1][1], in_loss=False))
-    rubric = _parse_rubric(value.get("rubric"), origin)
+    rubric = parse_rubric(value.get("rubric"), origin)
     reference_reasoning, reference_reply = _parse_reply(value, "reference", names[0], origin)
     rejected_reasoning, rejected_reply = _parse_reply(value, "rejected", names[1], origin)
     record = Record(
@@ -284,7 +284,12 @@ def _parse_in_loss(value: Mapping[str, Any], where: str) -> bool:
     return weight is None or weight == 1
 
 
-def _parse_rubric(value: Any, origin: str) -> tuple[Criterion, ...]:
+def parse_rubric(value: Any, origin: str) -> tuple[Criterion, ...]:
+    """Returns the criteria of a rubric: texts, or objects of `criterion` and `weight`.
+
+    Raises:
+        DataError: it is something else; names the origin, the criterion and what is allowed.
+    """
     if value is None:
         return ()
     form = "a list of strings or of objects {'criterion': text, 'weight': number}"

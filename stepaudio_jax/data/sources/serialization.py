@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stepaudio_jax.data.annotations import serialize_annotation
 from stepaudio_jax.data.containers.base import Row
-from stepaudio_jax.data.record import Record
+from stepaudio_jax.data.record import Criterion, Record
 from stepaudio_jax.data.sources.forms import to_project_form
 from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.data.sources.segments import segment_key
@@ -51,9 +51,7 @@ def serialize_record(record: Record, clip_keys: ClipKeys) -> dict[str, Any]:
         if value is not None:
             row[key] = value
     if record.rubric:
-        row["rubric"] = [
-            {"criterion": criterion.text, "weight": criterion.weight} for criterion in record.rubric
-        ]
+        row["rubric"] = serialize_rubric(record.rubric)
     for key in ("reference_meets", "rejected_meets"):
         if getattr(record, key):
             row[key] = list(getattr(record, key))
@@ -66,6 +64,11 @@ def serialize_record(record: Record, clip_keys: ClipKeys) -> dict[str, Any]:
     if record.annotations:
         row["annotations"] = [*map(serialize_annotation, record.annotations)]
     return row
+
+
+def serialize_rubric(rubric: Sequence[Criterion]) -> list[dict[str, Any]]:
+    """Returns criteria in the form that `parse_rubric` reads as the same criteria."""
+    return [{"criterion": criterion.text, "weight": criterion.weight} for criterion in rubric]
 
 
 def part_times(part: AudioPart) -> dict[str, float]:

@@ -10,10 +10,10 @@ from typing import Any, Literal
 from stepaudio_jax.data import Record
 from stepaudio_jax.data.record import Criterion
 from stepaudio_jax.data.sources.messages import parse_record
-from stepaudio_jax.data.sources.serialization import part_times, serialize_record
+from stepaudio_jax.data.sources.serialization import part_times, serialize_record, serialize_rubric
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.judge.pairs import check_continuation
-from stepaudio_jax.serving.preferences.study import parse_rubric
+from stepaudio_jax.serving.preferences.study import parse_short_rubric
 from stepaudio_jax.text import AudioPart, Message, TextPart
 
 Side = Literal["a", "b"]
@@ -124,10 +124,7 @@ def comparison_to_json(comparison: Comparison, folder: str) -> dict[str, Any]:
     return {
         "messages": turns_to_json(comparison.messages, folder),
         **continuations,
-        "rubric": [
-            {"criterion": criterion.text, "weight": criterion.weight}
-            for criterion in comparison.rubric
-        ],
+        "rubric": serialize_rubric(comparison.rubric),
         "source": comparison.source,
     }
 
@@ -174,10 +171,7 @@ def parse_comparison(value: Mapping[str, Any], *, folder: str, origin: str) -> C
     source = value.get("source") or Comparison.source
     if not isinstance(source, str) or len(source) > MAX_NAME_CHARACTERS:
         raise DataError(f"{origin}: 'source' must be a name")
-    try:
-        rubric = parse_rubric(value.get("rubric") or [])
-    except DataError as error:
-        raise DataError(f"{origin}: {error}") from None
+    rubric = parse_short_rubric(value.get("rubric"), origin)
     first, second = continuations
     return Comparison(messages, first, second, rubric, source)
 

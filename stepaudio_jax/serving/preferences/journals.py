@@ -6,12 +6,14 @@ kept, and it is not read. A damaged line before the last is an error.
 
 import dataclasses
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stepaudio_jax.data import Record
 from stepaudio_jax.data.annotations import Annotation, parse_annotation, serialize_annotation
+from stepaudio_jax.data.record import Criterion
+from stepaudio_jax.data.sources.messages import parse_rubric
+from stepaudio_jax.data.sources.serialization import serialize_rubric
 from stepaudio_jax.errors import DataError
 from stepaudio_jax.serving.preferences.comparisons import (
     Comparison,
@@ -26,8 +28,10 @@ from stepaudio_jax.serving.preferences.study import (
     CONSENTS,
     GOLD,
     PAIRS,
+    SETTINGS,
     VERDICTS,
     StudySettings,
+    normalize_name,
     read_settings,
 )
 from stepaudio_jax.storage import JsonLine, Path, appended_exists, read_json_lines
@@ -49,6 +53,8 @@ class Assignment:
         comparison: of two continuations that were made for it; None for a prepared pair.
         time: when, in UTC as ISO 8601.
         seconds: of sound to hear before a verdict.
+        rubric: the criteria that were asked for of a prepared pair; None for a comparison, which
+            has its own, and in folders that were written before assignments kept it.
     """
 
     id: str
@@ -58,12 +64,20 @@ class Assignment:
     comparison: Comparison | None
     time: str
     seconds: float = 0.0
+    rubric: tuple[Criterion, ...] | None = None
+
+    @property
+    def identity(self) -> str:
+        """The id of the record that comes of what was shown."""
+        return self.pair or f"people-{self.id}"
 
     def to_json(self, folder: Path) -> dict[str, Any]:
         """Returns the assignment as `assignments.jsonl` in a folder has it."""
         value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if self.comparison is not None:
             value["comparison"] = comparison_to_json(self.comparison, str(folder))
+        if self.rubric is not None:
+            value["rubric"] = serialize_rubric(self.rubric)
         return value
 
 
@@ -101,16 +115,19 @@ class Study:
     consents: dict[str, set[str]]
 
     def comparison(self, assignment: Assignment) -> Comparison:
-        """Returns what an assignment compares, with the study's rubric where it brings none."""
+        """Returns what an assignment compares, with the rubric that was asked for then."""
         if assignment.comparison is not None:
             return assignment.comparison
         assert assignment.pair is not None
-        comparison = comparison_of_record(
-            self.gold.get(assignment.pair) or self.pairs[assignment.pair]
-        )
-        if comparison.rubric:
+        comparison = self.comparison_of_pair(assignment.pair)
+        if assignment.rubric is None:
             return comparison
-        return dataclasses.replace(comparison, rubric=self.settings.rubric)
+        return dataclasses.replace(comparison, rubric=assignment.rubric)
+
+    def comparison_of_pair(self, pair: str) -> Comparison:
+        """Returns what a prepared pair compares, with the study's rubric where it brings none."""
+        comparison = comparison_of_record(self.gold.get(pair) or self.pairs[pair])
+        return dataclasses.replace(comparison, rubric=comparison.rubric or self.settings.rubric)
 
 
 def read_study(folder: Path) -> Study:
@@ -140,8 +157,10 @@ def read_study(folder: Path) -> Study:
         value = line.value
         if value.get("assignment") not in study.assignments:
             raise DataError(f"{origin}: its assignment is not in {ASSIGNMENTS}")
-        rubric = study.comparison(study.assignments[value["assignment"]]).rubric
-        verdict = _parse_verdict(value, origin, len(rubric))
+        assignment = study.assignments[value["assignment"]]
+        num_criteria = len(study.comparison(assignment).rubric)
+        _check_kept_rubric(value, assignment, num_criteria, origin, folder)
+        verdict = _parse_verdict(value, origin, num_criteria)
         study.verdicts.setdefault(verdict.id, verdict)
     for line, _ in _lines(folder / CONSENTS):
         name, text = line.value.get("annotator"), line.value.get("consent")
@@ -155,7 +174,7 @@ def check_name(value: Any) -> str:
     Raises:
         DataError: it is no name.
     """
-    name = unicodedata.normalize("NFC", value).strip() if isinstance(value, str) else ""
+    name = normalize_name(value) if isinstance(value, str) else ""
     if len(name) > MAX_NAME_CHARACTERS or not _NAME.fullmatch(name):
         raise DataError(
             "'annotator' must be a name or a pseudonym of at most"
@@ -187,6 +206,28 @@ def _lines(path: Path) -> Iterator[tuple[JsonLine, str]]:
         yield line, origin
 
 
+def _check_kept_rubric(
+    value: Mapping[str, Any],
+    assignment: Assignment,
+    num_criteria: int,
+    origin: str,
+    folder: Path,
+) -> None:
+    """Checks that a verdict whose assignment keeps no rubric can be of the study's rubric.
+
+    Raises:
+        DataError: it has another number of criteria.
+    """
+    criteria = value.get("criteria")
+    is_kept = assignment.comparison is not None or assignment.rubric is not None
+    if not is_kept and isinstance(criteria, list) and len(criteria) not in (0, num_criteria):
+        raise DataError(
+            f"{origin}: the verdict has {len(criteria)} criteria and the rubric of"
+            f" {folder / SETTINGS} has {num_criteria}; its assignment was written before"
+            " assignments kept their rubric: put back the rubric that people were asked for"
+        )
+
+
 def _parse_assignment(value: Mapping[str, Any], origin: str, folder: str) -> Assignment:
     comparison = value.get("comparison")
     if value.get("shown_first") not in ("a", "b") or not isinstance(value.get("id"), str):
@@ -201,6 +242,7 @@ def _parse_assignment(value: Mapping[str, Any], origin: str, folder: str) -> Ass
         comparison=comparison,
         time=str(value.get("time")),
         seconds=float(value.get("seconds", 0.0)),
+        rubric=None if value.get("rubric") is None else parse_rubric(value["rubric"], origin),
     )
 
 

@@ -12,26 +12,28 @@ from stepaudio_jax.data.sources.messages import parse_record
 from stepaudio_jax.data.sources.serialization import part_times, serialize_record
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.serving.preferences.comparisons import comparison_of_record
-from stepaudio_jax.serving.preferences.study import GOLD, PAIRS
-from stepaudio_jax.storage import Path, PathLike, read_json_lines, to_path, write_json_lines
+from stepaudio_jax.serving.preferences.study import GOLD, PAIRS, normalize_name
+from stepaudio_jax.storage import (
+    Path,
+    PathLike,
+    read_json_lines,
+    sync_path,
+    to_path,
+    write_json_lines,
+)
 from stepaudio_jax.text import AudioPart
 
 
-def take_pairs(
-    folder: Path, pairs: PathLike | None, gold: PathLike | None
-) -> tuple[dict[str, Record], dict[str, Record]]:
-    """Returns the prepared pairs and the gold pairs of a study, each by its id.
-
-    What the folder has is read; what it lacks is read from the user's files and kept in it.
+def keep_pairs(folder: Path, pairs: PathLike | None, gold: PathLike | None) -> None:
+    """Copies the user's prepared pairs and gold pairs into a study's folder, where it has none.
 
     Raises:
         ConfigError: the folder has pairs of another file; or two pairs have the same id.
         DataError: a file cannot be read, or a pair lacks a reply; names file and line.
     """
-    taken = _take(folder / PAIRS, pairs, "pairs"), _take(folder / GOLD, gold, "gold")
-    if both := taken[0].keys() & taken[1].keys():
+    kept = _keep(folder / PAIRS, pairs, "pairs"), _keep(folder / GOLD, gold, "gold")
+    if both := kept[0].keys() & kept[1].keys():
         raise ConfigError(f"gold: the id {min(both)!r} is that of one of the pairs too; change one")
-    return taken
 
 
 def read_pairs(path: Path) -> dict[str, Record]:
@@ -55,21 +57,35 @@ def read_pairs(path: Path) -> dict[str, Record]:
     return records
 
 
-def without_annotator(path: Path, annotator: str) -> None:
-    """Removes somebody's annotations from the pairs that a study's folder keeps."""
-    records = read_pairs(path)
-    kept = {
-        record.id: dataclasses.replace(
+def remove_annotations(path: Path, name: str) -> int:
+    """Removes somebody's annotations from the pairs that a study's folder keeps.
+
+    Args:
+        path: of the pairs.
+        name: of the annotator, as `normalize_name` returns it.
+
+    Returns:
+        How many annotations were theirs.
+    """
+    records = [*read_pairs(path).values()]
+    kept = [
+        dataclasses.replace(
             record,
-            annotations=tuple(item for item in record.annotations if item.annotator != annotator),
+            annotations=tuple(
+                item for item in record.annotations if normalize_name(item.annotator) != name
+            ),
         )
-        for record in records.values()
-    }
-    if kept != records:
-        write_json_lines(path, map(_row, kept.values()))
+        for record in records
+    ]
+    count = sum(len(record.annotations) for record in records)
+    count -= sum(len(record.annotations) for record in kept)
+    if count:
+        write_json_lines(path, map(_row, kept))
+        sync_path(path)
+    return count
 
 
-def _take(kept: Path, source: PathLike | None, name: str) -> dict[str, Record]:
+def _keep(kept: Path, source: PathLike | None, name: str) -> dict[str, Record]:
     if source is None:
         return read_pairs(kept)
     records: dict[str, Record] = {}

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepaudio_jax.data.annotations import Annotation, serialize_annotation
-from stepaudio_jax.data.record import Record
+from stepaudio_jax.data.record import Criterion, Record
 from stepaudio_jax.data.sources.messages import parse_record
-from stepaudio_jax.data.sources.serialization import part_times, serialize_record
+from stepaudio_jax.data.sources.serialization import part_times, serialize_record, serialize_rubric
 from stepaudio_jax.serving.preferences.comparisons import (
     Comparison,
     Continuation,
@@ -97,7 +97,7 @@ def study_rows(study: Study, folder: str | None) -> tuple[list[Any], list[Any]]:
             continue
         annotations = [*earlier, *annotations]
         if identity in study.gold:
-            row = _gold_row(study.gold[identity], annotations)
+            row = _gold_row(study.gold[identity], comparison, annotations)
         else:
             row = _row(identity, comparison, annotations, folder)
             # What a verifier compares with is true of the dialogue, whoever is preferred.
@@ -116,16 +116,41 @@ def _items(
     study: Study,
 ) -> dict[str, tuple[Comparison, list[Annotation], tuple[Annotation, ...]]]:
     """Returns {id: (comparison, annotations, those that its pair brought)}, in order."""
+    rubrics = _rubrics(study)
     items: dict[str, tuple[Comparison, list[Annotation], tuple[Annotation, ...]]] = {}
     for assignment in study.assignments.values():
-        identity = assignment.pair or f"people-{assignment.id}"
+        identity = assignment.identity
         pair = study.gold.get(identity) or study.pairs.get(identity)
         earlier = pair.annotations if pair is not None and assignment.pair else ()
-        items.setdefault(identity, (study.comparison(assignment), [], earlier))
+        comparison = study.comparison(assignment)
+        if identity in rubrics:
+            comparison = dataclasses.replace(comparison, rubric=rubrics[identity])
+        items.setdefault(identity, (comparison, [], earlier))
     for verdict in study.verdicts.values():
         assignment = study.assignments[verdict.assignment]
-        items[assignment.pair or f"people-{assignment.id}"][1].append(verdict.annotation)
+        annotation = verdict.annotation
+        if study.comparison(assignment).rubric != rubrics[assignment.identity]:
+            # It answers other criteria than those of the record.
+            annotation = dataclasses.replace(annotation, criteria=())
+        items[assignment.identity][1].append(annotation)
     return items
+
+
+def _rubrics(study: Study) -> dict[str, tuple[Criterion, ...]]:
+    """Returns {id: the rubric that the last verdict with criteria answers}.
+
+    The people who judge a pair may have been asked for different criteria: the study's rubric can
+    change while it runs.
+    """
+    rubrics: dict[str, tuple[Criterion, ...]] = {}
+    for verdict in study.verdicts.values():
+        assignment = study.assignments[verdict.assignment]
+        rubric = study.comparison(assignment).rubric
+        if verdict.annotation.criteria:
+            rubrics[assignment.identity] = rubric
+        else:
+            rubrics.setdefault(assignment.identity, rubric)
+    return rubrics
 
 
 def _row(
@@ -143,14 +168,11 @@ def _row(
         "messages": turns_to_json(comparison.messages, folder),
         "chosen": turns_to_json(chosen.turns, folder),
         "rejected": turns_to_json(rejected.turns, folder),
-        # Rounded away from 0: who is preferred on average is never called equal.
+        # Halves are rounded towards 0, but what is preferred on average is so by 1 at least.
         "margin": math.ceil(abs(mean) - 0.5) or int(mean != 0),
     }
     if comparison.rubric:
-        row["rubric"] = [
-            {"criterion": criterion.text, "weight": criterion.weight}
-            for criterion in comparison.rubric
-        ]
+        row["rubric"] = serialize_rubric(comparison.rubric)
         marked = [item.criteria for item in annotations if item.criteria]
         if marked:
             row["reference_meets"] = [
@@ -166,9 +188,13 @@ def _row(
     return row
 
 
-def _gold_row(record: Record, annotations: Sequence[Annotation]) -> dict[str, Any]:
+def _gold_row(
+    record: Record, comparison: Comparison, annotations: Sequence[Annotation]
+) -> dict[str, Any]:
     """Returns the row of a pair whose better reply is known, whatever people say."""
-    annotated = dataclasses.replace(record, annotations=tuple(annotations))
+    annotated = dataclasses.replace(
+        record, rubric=comparison.rubric, annotations=tuple(annotations)
+    )
     return serialize_record(annotated, lambda part: {"audio": part.path, **part_times(part)})
 
 

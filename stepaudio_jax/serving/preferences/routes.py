@@ -1,4 +1,4 @@
-"""The routes under /preferences: comparisons, their sound, verdicts, and the records made of them.
+"""The routes under /preferences: comparisons, their sound, and verdicts.
 
 A page of another site cannot use them: a body must be declared as JSON, which browsers send across
 sites only where the server allows it.
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import soundfile
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from stepaudio_jax.audio import SAMPLE_RATE
@@ -25,8 +25,8 @@ from stepaudio_jax.errors import (
     DataError,
     OutputError,
 )
+from stepaudio_jax.serving.chat_routes import read_json_body
 from stepaudio_jax.serving.preferences.journals import check_name
-from stepaudio_jax.serving.preferences.records import study_rows
 from stepaudio_jax.serving.preferences.store import PreferenceStore
 from stepaudio_jax.serving.preferences.wire import (
     describe_assignment,
@@ -35,7 +35,7 @@ from stepaudio_jax.serving.preferences.wire import (
     take_comparison,
 )
 from stepaudio_jax.serving.settings import ServingSettings
-from stepaudio_jax.storage import format_json_line, parse_json
+from stepaudio_jax.storage import parse_json
 
 _T = TypeVar("_T")
 
@@ -150,18 +150,6 @@ def preference_router(store: PreferenceStore, settings: ServingSettings) -> APIR
         headers = {"Cache-Control": "private, no-store"}
         return Response(content, media_type="audio/wav", headers=headers)
 
-    @router.get("/records")
-    async def records() -> PlainTextResponse:
-        """Returns the records of two replies as JSON lines."""
-
-        def write() -> str:
-            with store.reading() as read:
-                return "".join(map(format_json_line, study_rows(read, str(store.folder))[0]))
-
-        text = await _call(write)
-        headers = {"Content-Disposition": 'attachment; filename="records.jsonl"'}
-        return PlainTextResponse(text, media_type="application/jsonl", headers=headers)
-
     return router
 
 
@@ -193,12 +181,9 @@ async def _body(request: Request) -> Mapping[str, Any]:
     """Returns the JSON object that a request carries.
 
     Raises:
-        ApiError: it is not declared as JSON, or is none.
+        ApiError: it is not declared as JSON, arrives too slowly, or is none.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(415, "send the body as application/json")
-    return await run_in_threadpool(_parse_body, await request.body())
+    return await run_in_threadpool(_parse_body, await read_json_body(request))
 
 
 def _parse_body(content: bytes) -> Mapping[str, Any]:

@@ -5,9 +5,11 @@ returns. A verdict is kept once, however often it is sent: the client chooses it
 assignment has one verdict. One process at a time has a study open.
 """
 
+import collections
 import contextlib
 import dataclasses
 import datetime
+import math
 import os
 import secrets
 import threading
@@ -36,7 +38,7 @@ from stepaudio_jax.serving.preferences.journals import (
     check_name,
     read_study,
 )
-from stepaudio_jax.serving.preferences.pairs import take_pairs
+from stepaudio_jax.serving.preferences.pairs import keep_pairs
 from stepaudio_jax.serving.preferences.study import (
     ASSIGNMENTS,
     CONSENTS,
@@ -88,7 +90,7 @@ class PreferenceStore:
             ) from None
         try:
             gold = None if settings.gold is None else self.folder / settings.gold
-            take_pairs(self.folder, pairs, gold)
+            keep_pairs(self.folder, pairs, gold)
             self.study: Study = read_study(self.folder)
             self._assignments, self._verdicts, self._consents = (
                 JsonLinesFile(self.folder / name, lock=True)
@@ -98,6 +100,8 @@ class PreferenceStore:
             self._lock.close()
             raise
         self._clips = ClipFolder(self.folder)
+        self._clip_uses: collections.Counter[str] = collections.Counter()  # by `adding_clips`
+        self._pair_seconds: dict[str, float] = {}  # of sound to hear, of pairs that were chosen
         self._by_assignment = {item.assignment: item for item in self.study.verdicts.values()}
         self._problem: str | None = None
 
@@ -152,22 +156,28 @@ class PreferenceStore:
         What is done inside names the clips. After an error none of them stays: nobody could tell
         whose voice it is.
         """
-        added: list[str] = []
+        added: set[str] = set()
 
         def add(content: bytes, name: str) -> str:
-            path = self._clips.add(content, name)
-            added.append(path)
-            sync_path(self.folder / path)
-            sync_path((self.folder / path).parent)
+            with self._mutex:
+                path = self._clips.add(content, name)
+                if path not in added:
+                    added.add(path)
+                    self._clip_uses[path] += 1
+                sync_path(self.folder / path)
+                sync_path((self.folder / path).parent)
             return path
 
-        with self._mutex:  # others may name the same clips, which are removed together or not
-            try:
-                yield add
-            except BaseException:
-                for path in {*added} - self._named_clips():
-                    (self.folder / path).unlink(missing_ok=True)
-                raise
+        failed = True
+        try:
+            yield add
+            failed = False
+        finally:
+            with self._mutex:
+                self._clip_uses -= collections.Counter(added)
+                if failed:  # others may be adding the same clips, or have named them
+                    for path in added - self._clip_uses.keys() - self._named_clips():
+                        (self.folder / path).unlink(missing_ok=True)
 
     def _named_clips(self) -> set[str]:
         """Returns the paths of the clips that comparisons name, relative to the folder."""
@@ -192,6 +202,7 @@ class PreferenceStore:
         Args:
             annotator: who made it, and judges it.
             value: as of `comparison_to_json`; clips are named as `adding_clips` returns them.
+                Without a `rubric`, it has that of the study.
             max_seconds: most sound that it may have.
             shown_first: "a" or "b" where two dialogues were held side by side before, in an order
                 that the client drew; None where nothing was shown yet.
@@ -203,6 +214,8 @@ class PreferenceStore:
         name = check_name(annotator)
         self.check_consent(name)
         comparison = parse_comparison(value, folder=str(self.folder), origin="the comparison")
+        if value.get("rubric") is None:
+            comparison = dataclasses.replace(comparison, rubric=self.settings.rubric)
         if shown_first not in (None, "a", "b"):
             raise DataError('\'shown_first\' must be "a" or "b"; left out, it is drawn')
         seconds = {clip.name: _seconds(clip) for clip in comparison.clips}
@@ -228,25 +241,27 @@ class PreferenceStore:
             ConsentError: they have not agreed to the text.
             DataError: its sound cannot be read.
         """
-        with self._mutex:
-            name = check_name(annotator)
-            self.check_consent(name)
-            mine = [
-                item
-                for item in self.study.assignments.values()
-                if item.annotator == name and item.pair is not None
-            ]
-            for item in mine:
-                if item.id not in self._by_assignment:
-                    return item
-            shown = {item.pair for item in mine}
-            pair = self._choose(shown, len(mine))
-            if pair is None:
-                return None
+        name = check_name(annotator)
+        self.check_consent(name)
+        while True:
+            with self._mutex:
+                mine = [
+                    item
+                    for item in self.study.assignments.values()
+                    if item.annotator == name and item.pair is not None
+                ]
+                for item in mine:
+                    if item.id not in self._by_assignment:
+                        return item
+                pair = self._choose({item.pair for item in mine}, len(mine))
+                if pair is None:
+                    return None
+                if pair in self._pair_seconds:
+                    return self._assign(name, pair=pair, seconds=self._pair_seconds[pair])
+            # Others need not wait while sound is decoded; it may be another pair's turn after it.
             record = self.study.gold.get(pair) or self.study.pairs[pair]
             heard = {part.name: part for part in record.messages[-1].audio}
-            seconds = sum(map(_seconds, heard.values()))
-            return self._assign(name, pair=pair, seconds=seconds)
+            self._pair_seconds[pair] = sum(map(_seconds, heard.values()))
 
     def progress(self, annotator: str) -> dict[str, int]:
         """Returns how many verdicts somebody gave, and how many prepared pairs are left."""
@@ -276,12 +291,6 @@ class PreferenceStore:
         """Returns the verdict on an assignment; None where there is none yet."""
         with self._mutex:
             return self._by_assignment.get(assignment.id)
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[Study]:
-        """Yields the study, which does not change meanwhile."""
-        with self._mutex:
-            yield self.study
 
     def find(self, assignment: Any) -> Assignment:
         """Returns an assignment by its id.
@@ -351,6 +360,7 @@ class PreferenceStore:
             comparison=comparison,
             time=_now(),
             seconds=seconds,
+            rubric=None if pair is None else self.study.comparison_of_pair(pair).rubric,
         )
         with self._mutex:
             self._append(self._assignments, assignment.to_json(self.folder))
@@ -363,7 +373,7 @@ class PreferenceStore:
         if gold is not None and (num_shown + 1) % self.settings.gold_every == 0:
             return gold
         judged = self._judged_counts()
-        for reserved in (self._reserved_counts(), {}):
+        for reserved in (self._reserved_counts(), self._reserved_counts(_RESERVED_SECONDS)):
             counts = {
                 pair: judged.get(pair, 0) + reserved.get(pair, 0)
                 for pair in self.study.pairs
@@ -372,8 +382,6 @@ class PreferenceStore:
             pair = min(counts, key=counts.__getitem__, default=None)
             if pair is not None and counts[pair] < self.settings.overlap:
                 return pair
-            if not self._has_stale_reservations():
-                break
         return None
 
     def _judged_counts(self) -> dict[str, int]:
@@ -385,23 +393,21 @@ class PreferenceStore:
                 counts[pair] = counts.get(pair, 0) + 1
         return counts
 
-    def _reserved_counts(self) -> dict[str, int]:
-        """Returns to how many people each pair is shown who have not judged it."""
+    def _reserved_counts(self, max_seconds: float = math.inf) -> dict[str, int]:
+        """Returns to how many people each pair is shown who have not judged it.
+
+        Args:
+            max_seconds: since it was shown to them; whoever has had it for longer does not count.
+        """
+        now = datetime.datetime.now(datetime.UTC)
         counts: dict[str, int] = {}
         for item in self.study.assignments.values():
-            if item.pair is not None and item.id not in self._by_assignment:
+            if item.pair is None or item.id in self._by_assignment:
+                continue
+            shown = datetime.datetime.fromisoformat(item.time)
+            if (now - shown).total_seconds() <= max_seconds:
                 counts[item.pair] = counts.get(item.pair, 0) + 1
         return counts
-
-    def _has_stale_reservations(self) -> bool:
-        now = datetime.datetime.now(datetime.UTC)
-        return any(
-            item.pair is not None
-            and item.id not in self._by_assignment
-            and (now - datetime.datetime.fromisoformat(item.time)).total_seconds()
-            > _RESERVED_SECONDS
-            for item in self.study.assignments.values()
-        )
 
     def _annotation(self, assignment: Assignment, value: Mapping[str, Any]) -> Annotation:
         comparison = self.study.comparison(assignment)

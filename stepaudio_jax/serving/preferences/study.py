@@ -6,18 +6,22 @@ consents.jsonl     who has agreed to which text
 assignments.jsonl  what was shown to whom, and which side stood first
 verdicts.jsonl     what people said
 clips/             sound that people recorded or uploaded
-records.jsonl      written by `launch.data preferences`: what stages and judges learn from
+records.jsonl      written by `launch.data preferences`: what stages and judges learn from;
+                   dialogues.jsonl: those of two dialogues
+in_use.lock        held by the process that has the study open
 """
 
 import dataclasses
-import math
 import os
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from stepaudio_jax.config import JudgeConfig
 from stepaudio_jax.data.record import Criterion
 from stepaudio_jax.data.sources.json_values import format_json
+from stepaudio_jax.data.sources.messages import parse_rubric
+from stepaudio_jax.data.sources.serialization import serialize_rubric
 from stepaudio_jax.errors import ConfigError, DataError
 from stepaudio_jax.judge.verdict import LEVELS
 from stepaudio_jax.storage import (
@@ -50,12 +54,12 @@ class StudySettings:
     Attributes:
         levels: of the scale of verdicts: 3, 5 or 7, as the judge's.
         reasons: what may be ticked as a reason.
-        rubric: criteria that are asked for of every comparison that brings none.
+        rubric: criteria that are asked for of every pair or comparison that brings none.
         consent: a text that people agree to before anything is kept; None for none.
         listening: the share of the turn's sound that must be heard before a verdict; 0 for none.
         overlap: how many people judge each prepared pair.
         gold: a file of pairs whose better reply is known, relative to the folder; None for none.
-        gold_every: each how-manieth prepared pair of a person is one of these.
+        gold_every: every gold_every-th prepared pair shown to a person is a gold one.
     """
 
     levels: int = JudgeConfig.preference_levels
@@ -69,8 +73,11 @@ class StudySettings:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as `settings.json` has them."""
-        rubric = [{"criterion": item.text, "weight": item.weight} for item in self.rubric]
-        return {**dataclasses.asdict(self), "reasons": list(self.reasons), "rubric": rubric}
+        return {
+            **dataclasses.asdict(self),
+            "reasons": list(self.reasons),
+            "rubric": serialize_rubric(self.rubric),
+        }
 
 
 def read_settings(folder: PathLike) -> StudySettings:
@@ -136,42 +143,35 @@ def parse_settings(value: Any, where: str) -> StudySettings:
         settings["reasons"] = tuple(reasons)
     if "rubric" in value:
         try:
-            settings["rubric"] = parse_rubric(value["rubric"])
+            settings["rubric"] = parse_short_rubric(value["rubric"], where)
         except DataError as error:
-            raise ConfigError(f"{where}: {error}") from None
+            raise ConfigError(str(error)) from None
     return StudySettings(**settings)
 
 
-def parse_rubric(value: Any) -> tuple[Criterion, ...]:
-    """Returns the criteria of a rubric: texts, or objects of `criterion` and `weight`.
+def parse_short_rubric(value: Any, origin: str) -> tuple[Criterion, ...]:
+    """Returns the criteria of a rubric that is shown to people, as `parse_rubric` reads them.
 
     Raises:
-        DataError: it is something else, or too long.
+        DataError: it is no rubric, or too long; names the origin.
     """
-    if not isinstance(value, list) or len(value) > MAX_CRITERIA:
+    criteria = parse_rubric(value, origin)
+    if len(criteria) > MAX_CRITERIA:
         raise DataError(
-            f"'rubric' must be a list of at most {MAX_CRITERIA} criteria, got {format_json(value)}"
+            f"{origin}: 'rubric' has {len(criteria)} criteria; give at most {MAX_CRITERIA}"
         )
-    criteria = []
-    for number, item in enumerate(value, 1):
-        fields = {"criterion": item} if isinstance(item, str) else item
-        text = fields.get("criterion") if isinstance(fields, Mapping) else None
-        weight = fields.get("weight", 1.0) if isinstance(fields, Mapping) else None
-        if (
-            not isinstance(text, str)
-            or not 0 < len(text.strip()) <= MAX_CRITERION_CHARACTERS
-            or isinstance(weight, bool)
-            or not isinstance(weight, int | float)
-            or not math.isfinite(weight)
-            or not set(fields) <= {"criterion", "weight"}
-        ):
+    for number, criterion in enumerate(criteria, 1):
+        if not 0 < len(criterion.text.strip()) <= MAX_CRITERION_CHARACTERS:
             raise DataError(
-                f"'rubric': criterion {number} must be a text of at most"
-                f" {MAX_CRITERION_CHARACTERS} characters, or {{'criterion': text, 'weight':"
-                f" number}}, got {format_json(item)}"
+                f"{origin}: 'rubric': criterion {number} must be a text of at most"
+                f" {MAX_CRITERION_CHARACTERS} characters, got {format_json(criterion.text)}"
             )
-        criteria.append(Criterion(text.strip(), float(weight)))
-    return tuple(criteria)
+    return tuple(Criterion(item.text.strip(), item.weight) for item in criteria)
+
+
+def normalize_name(name: str) -> str:
+    """Returns a name in the spelling in which names are compared."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def study_folder(path: PathLike) -> Path:

@@ -1,12 +1,12 @@
 """What the page and the server send each other about comparisons, in JSON."""
 
-import base64
-import binascii
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from stepaudio_jax.data.sources.json_values import format_json
-from stepaudio_jax.errors import DataError
+from stepaudio_jax.data.sources.serialization import serialize_rubric
+from stepaudio_jax.errors import AudioError, DataError
+from stepaudio_jax.serving.clips import decode_clip_data
 from stepaudio_jax.serving.preferences.comparisons import Comparison, Continuation, Side
 from stepaudio_jax.serving.preferences.journals import Assignment
 from stepaudio_jax.serving.preferences.store import PreferenceStore
@@ -46,10 +46,7 @@ def describe_assignment(store: PreferenceStore, assignment: Assignment) -> dict[
         "messages": _turns(comparison.messages, indices, "messages"),
         "first": sides[order[0]],
         "second": sides[order[1]],
-        "rubric": [
-            {"criterion": criterion.text, "weight": criterion.weight}
-            for criterion in comparison.rubric
-        ],
+        "rubric": serialize_rubric(comparison.rubric),
         "seconds": assignment.seconds * store.settings.listening,
         "is_same": comparison.is_same,
         "is_judged": kept is not None,
@@ -147,11 +144,9 @@ def _take_part(part: Any, where: str, add_clip: AddClip) -> Any:
     if not isinstance(data, str) or not isinstance(kind, str) or not kind.isalnum():
         raise DataError(f"{where}: 'input_audio' must have 'data' in base64, and a 'format'")
     try:
-        content = base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
-        raise DataError(f"{where}: 'data' is not base64") from None
-    if not content:
-        raise DataError(f"{where}: the clip is empty")
+        content = decode_clip_data(data)
+    except AudioError as error:
+        raise DataError(f"{where}: {error.source} {error.reason}") from None
     clip = {"type": "audio", "audio": add_clip(content, f"clip.{kind[:8].lower()}")}
     transcript = part.get("transcript")
     return clip if transcript is None else {**clip, "transcript": transcript}

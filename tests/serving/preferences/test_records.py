@@ -11,6 +11,7 @@ from stepaudio_jax.data.clips import load_clip
 from stepaudio_jax.errors import ConfigError, OutputError
 from stepaudio_jax.judge.prompt import JudgePrompt
 from stepaudio_jax.judge.training import judge_dialogues
+from stepaudio_jax.serving.preferences import forgetting
 from stepaudio_jax.serving.preferences.forgetting import forget_annotator
 from stepaudio_jax.serving.preferences.records import write_records
 from stepaudio_jax.serving.preferences.store import PreferenceStore
@@ -77,6 +78,37 @@ def test_gold_pairs_keep_the_known_answer(tmp_path):
     assert record.annotations[0].verdict == -2
 
 
+def test_a_gold_pair_has_the_criteria_of_the_study(tmp_path):
+    folder = with_settings(tmp_path / "s", gold="g.jsonl", gold_every=1, rubric=RUBRIC)
+    pairs_file(folder / "g.jsonl", 1)
+    store = PreferenceStore(folder)
+    assignment = store.next_pair("ann")
+    prefer(store, assignment, "a", criteria=both((True, False), (False, False), assignment))
+    store.close()
+    write_records(folder)
+    (record,) = read_records(folder / "records.jsonl")
+    assert [criterion.text for criterion in record.rubric] == ["greets", "lectures"]
+    assert [met.a for met in record.annotations[0].criteria] == [True, False]
+
+
+def test_a_record_has_the_criteria_of_its_last_verdict(tmp_path):
+    folder = with_settings(tmp_path / "s", overlap=2, rubric=RUBRIC)
+    pairs = pairs_file(tmp_path / "p.jsonl", 1)
+    for name, rubric in (("ann", RUBRIC), ("bo", RUBRIC[:1])):
+        with_settings(folder, overlap=2, rubric=rubric)
+        store = PreferenceStore(folder, pairs)
+        assignment = store.next_pair(name)
+        marks = both((True, True), (False, False), assignment)[: len(rubric)]
+        prefer(store, assignment, "a", criteria=marks)
+        store.close()
+    write_records(folder)
+    (record,) = read_records(folder / "records.jsonl")
+    assert [criterion.text for criterion in record.rubric] == ["greets"]
+    assert [item.verdict for item in record.annotations] == [2, 2]
+    assert [len(item.criteria) for item in record.annotations] == [0, 1]
+    assert record.reference_meets == (True,)
+
+
 def test_spoken_turns_reasoning_and_odd_words_survive(tmp_path):
     store = PreferenceStore(tmp_path / "s")
     odd = '<think>not a thought</think> "quoted" \u2028 你好 \x00'
@@ -125,6 +157,62 @@ def test_a_file_of_the_user_is_not_replaced(tmp_path):
         write_records(store.folder, mine)
     with pytest.raises(ConfigError, match=r"has no settings\.json"):
         write_records(tmp_path)
+
+
+def study_with_imports(tmp_path):
+    """A study whose pair brought an annotation of "a/b", and that bo has judged."""
+    folder = tmp_path / "s"
+    annotations = [{"annotator": name, "verdict": 1} for name in ("a/b", "cy")]
+    store = PreferenceStore(folder, pairs_file(tmp_path / "p.jsonl", 1, annotations=annotations))
+    prefer(store, store.next_pair("bo"), "a")
+    store.close()
+    write_records(folder)
+    return folder
+
+
+def test_whoever_is_only_in_imported_annotations_is_forgotten(tmp_path):
+    folder = study_with_imports(tmp_path)
+    assert forget_annotator(folder, "a/b").annotations == 1
+    for name in ("pairs.jsonl", "records.jsonl"):
+        text = (folder / name).read_text()
+        assert "a/b" not in text
+        assert "cy" in text
+    with pytest.raises(ConfigError, match="nothing of that name"):
+        forget_annotator(folder, "a/b")
+
+
+@pytest.mark.parametrize("name", ["a/b", "ann"])
+@pytest.mark.parametrize("step", ["write_records", "_remove_unused_clips", "sync_path"])
+def test_forgetting_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, name, step):
+    folder = study_with_imports(tmp_path)
+    store = PreferenceStore(folder)
+    prefer(store, compare(store, "ann", content=[sound(0.2)]), "a")
+    store.close()
+    write_records(folder)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forgetting, step, fail)
+        with pytest.raises(KeyboardInterrupt):
+            forget_annotator(folder, name)
+    left = [path for path in folder.rglob("*.jsonl") if f'"{name}"' in path.read_text()]
+    if left:
+        forget_annotator(folder, name)
+    assert not [path for path in folder.rglob("*.jsonl") if f'"{name}"' in path.read_text()]
+    assert len([*(folder / "clips").rglob("*.wav")]) == (name != "ann")
+
+
+def test_a_wrong_name_removes_nothing(tmp_path):
+    folder = study_with_imports(tmp_path)
+    clip = folder / "clips" / "000" / "orphan.wav"
+    clip.parent.mkdir(parents=True)
+    clip.write_bytes(b"voice")
+    with pytest.raises(ConfigError, match="nothing of that name"):
+        forget_annotator(folder, "nobody")
+    assert clip.exists()
+    assert forget_annotator(folder, "bo").clips == 1
 
 
 def test_forgetting_leaves_nothing_of_a_person(tmp_path, capsys):

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from stepaudio_jax.serving.preferences.journals import read_study
+from stepaudio_jax.serving.preferences.records import write_records
 from tests.serving.page.scripted_api import ScriptedModel, serving
 from tests.serving.preferences.studies import RUBRIC, comparison, sound
 
@@ -40,7 +41,8 @@ def post(host, path, body, **options):
     return status, json.loads(answer)
 
 
-def test_a_comparison_from_sound_to_record(host, folder):
+def test_a_comparison_from_sound_to_record(host, folder, tmp_path):
+    records = tmp_path / "records.jsonl"
     body = comparison(content=[sound(0.5), {"type": "text", "text": "?"}], rubric=RUBRIC)
     status, shown = post(host, "comparisons", {**body, "annotator": "ann"})
     assert status == 200
@@ -63,8 +65,9 @@ def test_a_comparison_from_sound_to_record(host, folder):
     assert post(host, "verdicts", verdict)[0] == 200
     assert post(host, "verdicts", {**verdict, "verdict": -2})[0] == 409
     assert len(read_study(folder).verdicts) == 1
-    status, records = send(host, "GET", "/preferences/records")
-    (row,) = map(json.loads, records.splitlines())
+    assert send(host, "GET", "/preferences/records")[0] == 404  # nobody reads others' words here
+    write_records(folder, records)
+    (row,) = map(json.loads, records.read_text().splitlines())
     assert row["chosen"][0]["content"] == shown["first"][0]["parts"][0]["text"]
 
 

@@ -1,5 +1,6 @@
 """A study on the disk: what is acknowledged is kept, once, whoever is killed and when."""
 
+import base64
 import json
 import os
 import signal
@@ -9,11 +10,13 @@ import threading
 
 import pytest
 
+from stepaudio_jax.data.clips import load_clip
 from stepaudio_jax.errors import ConfigError, ConflictError, ConsentError, DataError, OutputError
+from stepaudio_jax.serving.preferences import store as store_module
 from stepaudio_jax.serving.preferences.journals import read_study
 from stepaudio_jax.serving.preferences.store import PreferenceStore
 from stepaudio_jax.serving.preferences.study import parse_settings
-from tests.serving.preferences.studies import RUBRIC, compare, prefer, sound, verdict
+from tests.serving.preferences.studies import RUBRIC, compare, prefer, sound, verdict, wav
 
 
 @pytest.fixture
@@ -130,7 +133,7 @@ def test_bad_verdicts_are_refused_and_nothing_is_written(store, change, message)
             {"content": [{"type": "input_audio", "input_audio": {"data": "AAAA"}}]},
             "audio",
         ),
-        ({"rubric": ["x"] * 21}, "at most 20 criteria"),
+        ({"rubric": ["x"] * 21}, "give at most 20"),
         ({"content": [sound(61.0)]}, "more than 60"),
         ({"source": 3}, "'source' must be a name"),
         ({"content": [sound(0.1)] * 5}, "more than 4 clips"),
@@ -196,6 +199,101 @@ def test_a_pair_that_somebody_skipped_is_shown_to_others(tmp_path):
     store.close()
 
 
+def test_only_a_pair_that_was_shown_an_hour_ago_goes_to_somebody_else(tmp_path):
+    folder = tmp_path / "s"
+    store = PreferenceStore(folder, pairs_file(tmp_path / "p.jsonl", 2))
+    forgotten = store.next_pair("ann")
+    store.close()
+    path = folder / "assignments.jsonl"
+    row = {**json.loads(path.read_text()), "time": "2020-01-01T00:00:00+00:00"}
+    path.write_text(json.dumps(row) + "\n")
+    store = PreferenceStore(folder)
+    assert store.next_pair("bo").pair != forgotten.pair
+    assert store.next_pair("cy").pair == forgotten.pair
+    assert store.next_pair("dee") is None  # bo and cy were shown theirs just now
+    store.close()
+
+
+def test_a_verdict_keeps_the_criteria_that_it_was_asked_for(tmp_path):
+    folder = with_settings(tmp_path / "s", rubric=RUBRIC)
+    store = PreferenceStore(folder, pairs_file(tmp_path / "p.jsonl", 2))
+    both = [{"first": True, "second": False}] * 2
+    first = store.judge(verdict(store.next_pair("ann"), 1, criteria=both))
+    shown = store.next_pair("ann")
+    store.close()
+    with_settings(folder, rubric=["other"])
+    store = PreferenceStore(folder)
+    assert store.study.verdicts[first.id] == first
+    kept = store.judge(verdict(store.next_pair("ann"), 1, criteria=both))
+    assert kept.assignment == shown.id
+    store.close()
+    # A folder of before assignments kept their rubric:
+    path = folder / "assignments.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**row, "rubric": None}) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"has 2 criteria .* has 1; .* put back the rubric"):
+        PreferenceStore(folder)
+    with_settings(folder, rubric=RUBRIC)
+    PreferenceStore(folder).close()
+
+
+def test_a_comparison_without_a_rubric_has_that_of_the_study(tmp_path):
+    store = PreferenceStore(with_settings(tmp_path / "s", rubric=RUBRIC))
+    asked = [store.study.comparison(compare(store, **keys)).rubric for keys in ({}, {"rubric": []})]
+    assert [len(rubric) for rubric in asked] == [2, 0]
+    store.close()
+
+
+def test_others_do_not_wait_while_sound_is_decoded(store, tmp_path, monkeypatch):
+    clip = tmp_path / "clip.wav"
+    clip.write_bytes(wav())
+    content = [{"type": "audio", "audio": str(clip)}]
+    pairs = pairs_file(tmp_path / "p.jsonl", 1, messages=[{"role": "user", "content": content}])
+    paired = PreferenceStore(tmp_path / "paired", pairs)
+
+    def begin(kept):
+        assignment = compare(kept, "bo")
+
+        def load(clip):
+            judge = threading.Thread(target=kept.judge, args=(verdict(assignment),))
+            judge.start()
+            judge.join(60)
+            assert not judge.is_alive()
+            return load_clip(clip)
+
+        monkeypatch.setattr(store_module, "load_clip", load)
+
+    begin(store)
+    assert compare(store, content=[sound()]).seconds == pytest.approx(0.5)
+    monkeypatch.undo()
+    begin(paired)
+    assert paired.next_pair("ann").seconds == pytest.approx(0.5)
+    paired.close()
+
+
+def test_a_clip_that_others_name_outlives_a_comparison_that_fails(store):
+    def fail():
+        with store.adding_clips() as add:
+            add(wav(), "clip.wav")
+            raise KeyError
+
+    with store.adding_clips() as add:
+        path = add(wav(), "clip.wav")
+        with pytest.raises(KeyError):
+            fail()
+        assert (store.folder / path).exists()
+    with pytest.raises(KeyError):
+        fail()
+    assert not (store.folder / path).exists()
+
+
+def test_sound_is_read_in_the_forms_that_chats_have(store):
+    data = base64.b64encode(wav(0.5)).decode()
+    for form in (data.rstrip("="), f"{data[:40]}\n{data[40:]}", f"data:audio/wav;base64,{data}"):
+        part = {"type": "input_audio", "input_audio": {"data": form, "format": "wav"}}
+        assert compare(store, content=[part]).seconds == pytest.approx(0.5)
+
+
 def test_gold_pairs_come_at_their_turn(tmp_path):
     folder = with_settings(tmp_path / "s", gold="known.jsonl", gold_every=3)
     rows = pairs_file(folder / "known.jsonl", 2).read_text().replace('"p', '"g')
@@ -235,7 +333,7 @@ def test_a_study_is_open_once(store):
         ({"listening": 2}, "'listening' must be a share"),
         ({"consent": " "}, "'consent' must be a text, or null"),
         ({"reasons": ["a", "a"]}, "'reasons' must be a list of short texts"),
-        ({"rubric": [{"criterion": "x", "wait": 1}]}, "criterion 1 must be a text"),
+        ({"rubric": [{"criterion": "x", "wait": 1}]}, "criterion 1 has the unknown key .wait."),
         ([], "must be a JSON object"),
     ],
 )
