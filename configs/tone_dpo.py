@@ -4,8 +4,8 @@ python -m examples.reward_trap.tone --couples 1000 --only-data    (2 000 pairs, 
 python -m launch.train --config=configs/tone_dpo.py
 
 Machine: two CPU cores, 4 minutes. Result (one seed, 200 held-out pairs of voices and words that the
-training does not have): the policy prefers the fitting reply in 99.5 %, and in 50.0 % where every
-clip is silent.
+training does not have): the policy prefers the fitting reply in 99.5 % by DPO's reward, and where
+every clip is silent in 50.0 % by its log-probability.
 """
 
 from stepaudio_jax.config import (

@@ -1,7 +1,7 @@
 """The arms of the reward trap: what each of them trains the start model on.
 
 Every arm is the joint stage of `configs/quickstart_rlhf.py` with another reward, other prompts or
-another objective: prompts, number of steps and optimizer are the same.
+another objective. The optimizer and the number of steps of all stages are the same.
 """
 
 import dataclasses

@@ -74,8 +74,12 @@ class Distillation:
                         f"{name}={getattr(self, name)} is for replies of the data, and on_policy is"
                         " true: leave it out"
                     )
-        elif self.rollout != RolloutConfig():
-            raise ConfigError("rollout is for on_policy=true, and it is false: leave it out")
+        else:
+            for name, default in (("rollout", RolloutConfig()), ("epochs", 1), ("minibatches", 1)):
+                if getattr(self, name) != default:
+                    raise ConfigError(
+                        f"{name} is for on_policy=true, and it is false: leave it out"
+                    )
 
     @property
     def updates_per_step(self) -> int:

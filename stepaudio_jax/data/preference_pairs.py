@@ -235,7 +235,9 @@ def _label(record: Record) -> tuple[float, float]:
     if not verdicts:
         raise DataError("every annotation of it was skipped", kind=NO_VERDICT)
     votes = [0.5 + 0.5 * float(np.sign(verdict)) for verdict in verdicts]
-    return math.fsum(votes) / len(votes), abs(sum(verdicts)) / len(verdicts)
+    label, levels = math.fsum(votes) / len(votes), sum(verdicts) / len(verdicts)
+    # A few strong verdicts may outweigh, on average, the many weak ones that decide the direction.
+    return label, max(levels if label >= 0.5 else -levels, 0.0)
 
 
 def _reply(text: str, reasoning: str | None) -> Message:

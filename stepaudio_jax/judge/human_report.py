@@ -256,7 +256,9 @@ def _ask(
             sign = values[item.record] * item.annotation.verdict
             agreed.append(0.5 if sign == 0 else float(sign > 0))
         original, swapped = verdicts[item.record]
-        for number, met in enumerate(item.annotation.criteria):
+        # A judge with an ordinal rubric says nothing of each criterion.
+        criteria = item.annotation.criteria if original.first_met else ()
+        for number, met in enumerate(criteria):
             marks += [
                 met.a == original.first_met[number],
                 met.a == swapped.second_met[number],

@@ -68,7 +68,7 @@ def compute_advantages(
     Rollouts are masked where the judge abstained, and where the number of correct replies to their
     prompt is outside `config.num_correct_range`: such a prompt teaches nothing yet, or nothing more
     (Step-Audio-R1, section 3.3). With `config.mask_truncated`, truncated ones are masked too, but
-    their rewards stay in the baseline of their prompt.
+    their rewards stay in the baseline of their prompt; "dpo" makes no pairs of them.
 
     Args:
         rollouts: all rollouts of a step, those of a prompt together.
@@ -99,7 +99,9 @@ def compute_advantages(
         advantages = whiten(advantages, mask * trained[:, None])
     else:
         groups = jnp.asarray([rollout.group for rollout in rollouts], jnp.int32)
-        arguments = jnp.asarray(scores + penalty.sum(axis=1)), groups, jnp.asarray(valid)
+        # A pair needs both of its replies in the loss; other estimators also compare with the rest.
+        compared = trained if config.advantage_estimator == "dpo" else valid
+        arguments = jnp.asarray(scores + penalty.sum(axis=1)), groups, jnp.asarray(compared)
         if config.advantage_estimator == "rloo":
             of_rollout = rloo(*arguments)
         elif config.advantage_estimator == "dpo":

@@ -95,6 +95,8 @@ def test_what_a_stage_of_preferences_does_not_support():
         ({"temperature": 0.0}, "temperature=0.0 must be positive"),
         ({"on_policy": True, "beta": 0.5}, "beta=0.5 is for replies of the data"),
         ({"rollout": RolloutConfig(num_prompts=3)}, "rollout is for on_policy=true"),
+        ({"epochs": 2}, "epochs is for on_policy=true"),
+        ({"minibatches": 2}, "minibatches is for on_policy=true"),
     ],
 )
 def test_distillation_checks_its_settings(settings, message):
