@@ -191,6 +191,19 @@ def test_the_report_of_a_random_table(write):
     assert sum(each.verdicts for each in report.annotators.values()) == report.all.verdicts
 
 
+def test_a_judge_with_an_ordinal_rubric_is_not_compared_by_criterion(write):
+    rows = annotated(np.array([[2.0, 1.0, -1.0]]), rubric=["It is kind."])
+    for row in rows:
+        for item in row["annotations"]:
+            item["criteria"] = [{"a": True, "b": False}]
+    best = {level: text for text, level in comparisons(7).items()}[3]
+    backend = FunctionBackend("j", lambda _: JudgeAnswer(json.dumps({"comparison": best})))
+    judge = Judge(backend, JudgePrompt(rubric="ordinal"))
+    report = report_on_people(list(read_records(write(rows))), judge, name="j")
+    assert report.judge.abstained == 0
+    assert report.judge.criteria_agreement is None
+
+
 def test_gold_pairs_show_who_does_not_look(write):
     table = np.array([[2.0, 1.0, -1.0], [-2.0, -1.0, -3.0]])
     rows = annotated(table)

@@ -1,5 +1,6 @@
 """Rewards, part by part, and which rollouts contribute to the update."""
 
+import dataclasses
 import json
 import math
 from fractions import Fraction
@@ -202,8 +203,6 @@ def test_an_async_verifier_scores_replies_concurrently():
 
 
 def test_truncated_replies_are_masked_and_stay_in_the_baseline():
-    import dataclasses
-
     rollouts = [rollout(str(number), group=0) for number in range(3)]
     cut = dataclasses.replace(rollouts[2].turns[0], truncated=True)
     rollouts[2] = dataclasses.replace(rollouts[2], turns=(cut,))
@@ -217,6 +216,24 @@ def test_truncated_replies_are_masked_and_stay_in_the_baseline():
     )
     weights = compute_loss_weights(rollouts, advantages.valid, config)
     assert [of_rollout.sum() for of_rollout in weights] == [0.5, 0.5, 0]
+
+
+def test_online_dpo_makes_no_pair_of_a_truncated_reply():
+    rollouts = [rollout(str(number), group=0) for number in range(3)]
+    cut = dataclasses.replace(rollouts[0].turns[0], truncated=True)
+    rollouts[0] = dataclasses.replace(rollouts[0], turns=(cut,))
+    rewards = [Reward(value, {}) for value in (1.0, 0.75, 0.5)]
+    config = PolicyGradient(
+        rewards=(RewardConfig(format_weight=1.0),),
+        mask_truncated=True,
+        advantage_estimator="dpo",
+        aggregation="sequence_sum",
+    )
+    logprobs = PolicyLogprobs(*[[np.zeros(4, np.float32)] * 3] * 2, [np.zeros(4, np.float32)] * 3)
+    advantages = compute_advantages(rollouts, rewards, logprobs, config, kl_coef=0.0)
+    assert advantages.valid.tolist() == [False, True, True]
+    better, worse = (advantages.advantages[number][0] for number in (1, 2))
+    assert better == -worse > 0
 
 
 def test_a_rubric_with_weights_that_overflow_is_an_error():
