@@ -31,7 +31,7 @@ from stepaudio_jax.models import LayerCache, Parameters
 
 MIN_CHUNK_TOKENS = 32
 _FINE_SHAPES_TOKENS = 128
-_FINE_STEP_CPU = 16
+_FINER_SHAPES_TOKENS_CPU, _FINER_STEP_CPU = 96, 16
 PrefixBlock = tuple[LayerCache, ...]
 
 
@@ -279,15 +279,15 @@ class ChunkedPrefill:
 def chunk_shapes(chunk_tokens: int) -> list[int]:
     """Returns the lengths to which chunks are padded: where that costs most, two a doubling.
 
-    On a CPU, where padding costs as much as tokens, more.
+    On a CPU, where padding costs as much as tokens, there is one more.
     """
     shapes = [MIN_CHUNK_TOKENS]
     while shapes[-1] < chunk_tokens:
         last = shapes[-1]
         if last >= _FINE_SHAPES_TOKENS:
             shapes.append(2 * last)
-        elif target_platform() == "cpu":
-            shapes.append(last + _FINE_STEP_CPU)
+        elif last < _FINER_SHAPES_TOKENS_CPU and target_platform() == "cpu":
+            shapes.append(last + _FINER_STEP_CPU)
         else:
             shapes.append(bucket(last + 1))
     return shapes

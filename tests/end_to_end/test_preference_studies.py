@@ -1,6 +1,7 @@
 """From verdicts to a judge and a policy: the programs read a study's records as they are."""
 
 import json
+import math
 import pathlib
 
 import pytest
@@ -72,3 +73,25 @@ def test_a_judge_is_trained_and_a_policy_improved(records, tmp_path):
         ]
     )
     assert (tmp_path / "policy" / "model").is_dir()
+
+
+def test_dpo_learns_from_the_records(records, tmp_path):
+    train(
+        [
+            f"--config={ROOT / 'configs' / 'tone_dpo.py'}",
+            f"--config.initial.model={ROOT / 'models' / 'tiny_base'}",
+            f"--config.run_dir={tmp_path / 'dpo'}",
+            *(
+                f"--config.stages.{stage}.{key}"
+                for stage in ("dpo", "silent")
+                for key in (f"data.sources.0.path={records}", "evaluation.data.sources=()")
+            ),
+            "--config.stages.dpo.steps=2",
+            "--config.stages.dpo.optimizer.warmup_steps=0",
+            "--config.log_every_steps=1",
+        ]
+    )
+    first, second, _ = map(json.loads, (tmp_path / "dpo" / "metrics.jsonl").open(encoding="utf-8"))
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["pairs"] == 10
+    assert second["loss"] < first["loss"]
