@@ -16,7 +16,7 @@ from stepaudio_jax.kernels.attention_mask import MASK_VALUE
 from stepaudio_jax.kernels.kv_cache import CACHE_AXES, LayerCache
 from stepaudio_jax.kernels.partitioning import activation_spec, current_mesh, target_platform
 
-# Cache positions that are read at once. A CPU computes every masked score; accelerators hide them.
+# Cache positions that are read at once: fewer on a CPU, where masked scores cost as much as others.
 _MAX_BLOCK, _MAX_BLOCK_CPU = 512, 128
 
 

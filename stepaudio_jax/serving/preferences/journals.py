@@ -68,7 +68,7 @@ class Assignment:
 
     @property
     def identity(self) -> str:
-        """The id of the record that comes of what was shown."""
+        """The id of the record that is made from what was shown."""
         return self.pair or f"people-{self.id}"
 
     def to_json(self, folder: Path) -> dict[str, Any]:
